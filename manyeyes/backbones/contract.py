@@ -1,0 +1,103 @@
+"""The contract of every backbone: trunks are frozen networks, extractors name which of their stages a member looks at.
+
+A trunk runs once per image however many extractors tap it. An extractor never runs a shared trunk itself inside an
+ensemble: `Eyes` (eyes.py) runs each distinct trunk once and hands every extractor its taps.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from manyeyes.errors import ShapeError
+from manyeyes.maps import Grid, MapSpec, check_maps, neighbourhood_mean
+
+Taps = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One place in a trunk where features can be taken: its (c, h, w) is known before any image is seen."""
+
+    name: str
+    channels: int
+    stride: int
+    grid: Grid
+    spatial: bool = True
+
+
+class Trunk(nn.Module, ABC):
+    """A frozen network that owns its input size and its normalisation.
+
+    ``key`` is the fingerprint of its config: equal keys share one module and its stored features.
+    """
+
+    key: str
+    input_size: Grid
+
+    @abstractmethod
+    def stage(self, name: str) -> Stage:
+        """Declaration of a stage. Raises: ConfigError with the stages that exist."""
+
+    @abstractmethod
+    def forward(self, images: Tensor, stages: Sequence[str]) -> dict[str, Tensor]:
+        """Features at ``stages``; layers past the deepest one are not run.
+
+        Shapes: (b, 3, H, W) RGB in [0, 1], any H and W -> {stage: (b, c, h, w)}.
+        """
+
+    def train(self, mode: bool = True) -> Trunk:
+        """A trunk stays in evaluation mode, whatever is asked."""
+        return super().train(False)
+
+
+@dataclass(frozen=True)
+class Tap:
+    """One stage of one trunk, as stored and shared: ``key`` names it in the feature store."""
+
+    trunk: Trunk
+    stage: Stage
+
+    @property
+    def key(self) -> str:
+        return f"{self.trunk.key}.{self.stage.name}"
+
+
+class FeatureExtractor(nn.Module, ABC):
+    """What one member sees: a tuple of feature maps, aligned with ``specs``. Always eval, never a gradient."""
+
+    def __init__(self, taps: Sequence[Tap], specs: Sequence[MapSpec]) -> None:
+        super().__init__()
+        self.taps = tuple(taps)
+        self.specs = tuple(specs)
+        self.trunks = nn.ModuleList({id(tap.trunk): tap.trunk for tap in taps}.values())
+
+    @abstractmethod
+    def shape(self, raw: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Turn tapped features into member maps, before the neighbourhood mean. Shapes as ``specs``."""
+
+    def raw_maps(self, taps: Taps) -> tuple[Tensor, ...]:
+        """Member maps without the neighbourhood mean, which is linear and is folded into later projections."""
+        missing = [tap.key for tap in self.taps if tap.key not in taps]
+        if missing:
+            raise ShapeError(f"expected taps {missing}, got {sorted(taps)}")
+        maps = self.shape(tuple(taps[tap.key].float() for tap in self.taps))
+        check_maps(maps, self.specs)
+        return maps
+
+    def maps(self, taps: Taps) -> tuple[Tensor, ...]:
+        """Member maps. Shapes: k x (b, c_i, h_i, w_i), as ``specs`` declare."""
+        raw = self.raw_maps(taps)
+        return tuple(neighbourhood_mean(value, spec.neighbourhood) for value, spec in zip(raw, self.specs, strict=True))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Run the trunks alone, for one member. Shapes: (b, 3, H, W) in [0, 1] -> k x (b, c_i, h_i, w_i)."""
+        from manyeyes.backbones.eyes import Eyes
+
+        return self.maps(Eyes([self])(images))
+
+    def train(self, mode: bool = True) -> FeatureExtractor:
+        return super().train(False)

@@ -1,0 +1,117 @@
+"""Base of all configs: frozen pydantic models that refuse unknown fields, read from YAML and hashed by content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from manyeyes.errors import ConfigError
+
+
+class Config(BaseModel):
+    """A declaration. Equal configs have equal fingerprints, whatever the order of their fields in a file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of the SHA-256 of the config's canonical JSON."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+    @classmethod
+    def parse(cls, values: Any, source: str = "config") -> Self:
+        """Validate plain values; ``source`` names their origin in the error."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise ConfigError(f"{source}: {describe(error)}") from None
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, overrides: Iterable[str] = ()) -> Self:
+        """Read a YAML file and apply ``dotted.field=value`` overrides.
+
+        Raises: ConfigError naming the file, the field and what is allowed.
+        """
+        return cls.parse(override(read_yaml(path), overrides), str(path))
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises: ConfigError if it cannot be read or is no mapping."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: is no UTF-8 text; expected a YAML file") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: is no valid YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a mapping of fields, found {type(values).__name__}")
+    return values
+
+
+def override(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """A copy of ``values`` with each ``a.b.0.c=value`` set; the value is read as YAML, digits index lists."""
+    changed: dict[str, Any] = json.loads(json.dumps(values))
+    for item in overrides:
+        path, equals, text = item.partition("=")
+        if not equals or not path:
+            raise ConfigError(f"--set {item!r}: expected field=value, such as fusion.components=128")
+        try:
+            _set(changed, path.split("."), yaml.safe_load(text))
+        except (yaml.YAMLError, ValueError, IndexError, TypeError) as error:
+            raise ConfigError(f"--set {item!r}: {' '.join(str(error).split())}") from None
+    return changed
+
+
+def _set(node: Any, keys: list[str], value: Any) -> None:
+    for depth, key in enumerate(keys):
+        last = depth == len(keys) - 1
+        if isinstance(node, list):
+            index = int(key)
+            if not 0 <= index < len(node):
+                raise IndexError(f"there is no item {index}; the list has {len(node)}")
+            if last:
+                node[index] = value
+            else:
+                node = node[index]
+        elif isinstance(node, dict):
+            if last:
+                # A new kind does not inherit the old kind's fields.
+                if key == "kind" and node.get("kind") != value:
+                    node.clear()
+                node[key] = value
+            else:
+                node = node.setdefault(key, {})
+        else:
+            raise ValueError(f"{'.'.join(keys[:depth])} is a value, it has no field {key!r}")
+
+
+def describe(error: ValidationError) -> str:
+    """Every problem of a pydantic error in one line: field, what came, what is allowed."""
+    problems = []
+    for item in error.errors():
+        field = ".".join(str(part) for part in item["loc"]) or "top level"
+        kind, context = item["type"], item.get("ctx", {})
+        if kind == "extra_forbidden":
+            problems.append(f"{field}: unknown field (misspelt? `manyeyes schema` lists all fields)")
+        elif kind == "union_tag_invalid":
+            problems.append(f"{field}: unknown kind {context.get('tag')!r}; allowed: {context.get('expected_tags')}")
+        elif kind == "union_tag_not_found":
+            problems.append(f"{field}: the field 'kind' is missing")
+        elif kind == "missing":
+            problems.append(f"{field}: this field is required")
+        elif kind == "value_error":
+            problems.append(f"{field}: {context.get('error')}")
+        else:
+            problems.append(f"{field}: {item['msg']}, got {item['input']!r}"[:300])
+    return "; ".join(problems)

@@ -1,0 +1,87 @@
+"""Files that are whole or absent: everything is written under a temporary name, flushed and renamed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from manyeyes.errors import RunError
+
+ADVICE = {
+    errno.ENOSPC: "the disk is full; free some space or choose another folder",
+    errno.EDQUOT: "the disk quota is used up; free some space or choose another folder",
+    errno.EACCES: "no permission; choose another folder",
+    errno.EROFS: "the file system is read-only; choose another folder",
+    errno.ENOTDIR: "part of the path is a file; choose another folder",
+}
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path`` to write to; rename it into place if the body succeeds.
+
+    A killed process leaves the old file whole. Missing folders are made.
+    Raises: RunError naming the file and the way out if the disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written: {ADVICE.get(error.errno or 0, error.strerror or error)}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    with writing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, values: Any) -> None:
+    """Indented JSON. NaN and infinity are refused: an undefined figure is null with its reason beside it."""
+    write_text(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Raises: RunError if the file cannot be read or is no JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise RunError(f"{path}: is no valid JSON ({error}); delete it and run again") from None
+
+
+def make_folder(path: str | Path) -> Path:
+    """Make a folder and prove that it can be written. Raises: RunError with the way out."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".probe.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        reason = ADVICE.get(error.errno or 0, error.strerror or str(error))
+        raise RunError(f"{path}: cannot be used as an output folder: {reason}") from None
+    return path
+
+
+def require_space(path: str | Path, needed: int) -> None:
+    """Raises: RunError if the disk under ``path`` has fewer than ``needed`` bytes free."""
+    free = shutil.disk_usage(path).free
+    if needed > free:
+        raise RunError(
+            f"{path}: {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free; "
+            "free some space or choose another folder"
+        )

@@ -1,0 +1,81 @@
+"""Feature maps: their declaration, and the three linear operations that move them to a common grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from manyeyes.errors import ShapeError
+
+Grid = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class MapSpec:
+    """What one feature map is, declared before any image is seen and tested against what comes out.
+
+    ``stride`` is in pixels of the trunk's input. ``neighbourhood`` is the side of the square mean taken around every
+    position (1: none). A map that is not ``spatial`` is (b, c, 1, 1): it cannot be fused, only scored.
+    """
+
+    name: str
+    channels: int
+    stride: int
+    grid: Grid
+    neighbourhood: int = 1
+    spatial: bool = True
+
+
+def neighbourhood_mean(maps: Tensor, side: int) -> Tensor:
+    """Mean of the ``side`` x ``side`` square around each position; at the border, of the part inside.
+
+    Linear on the spatial axes and constant-preserving, so it commutes with any projection of the channels.
+
+    Shapes: (b, c, h, w) -> (b, c, h, w). ``side`` is odd.
+    """
+    if side == 1:
+        return maps
+    return F.avg_pool2d(maps, side, stride=1, padding=side // 2, count_include_pad=False)
+
+
+def to_grid(maps: Tensor, grid: Grid) -> Tensor:
+    """Resize to ``grid``: bilinear upwards, antialiased bilinear downwards; pixel centres are kept in place.
+
+    Shapes: (b, c, h, w) -> (b, c, *grid). Linear and constant-preserving.
+    """
+    h, w = maps.shape[-2:]
+    if (h, w) == tuple(grid):
+        return maps
+    shrinks = grid[0] < h or grid[1] < w
+    return F.interpolate(maps, size=grid, mode="bilinear", align_corners=False, antialias=shrinks)
+
+
+def finest_grid(specs: tuple[MapSpec, ...]) -> Grid:
+    """The largest grid among the spatial maps, taken apart for rows and columns."""
+    grids = [spec.grid for spec in specs if spec.spatial]
+    if not grids:
+        raise ShapeError("none of the members gives a spatial map, so there is nothing to fuse; use kind: score_level")
+    return max(h for h, _ in grids), max(w for _, w in grids)
+
+
+def check_maps(maps: tuple[Tensor, ...], specs: tuple[MapSpec, ...]) -> None:
+    """Raises: ShapeError unless ``maps`` are (b, c_i, h_i, w_i) with the channels of ``specs`` and one b."""
+    if len(maps) != len(specs):
+        raise ShapeError(f"expected {len(specs)} maps ({', '.join(s.name for s in specs)}), got {len(maps)}")
+    for value, spec in zip(maps, specs, strict=True):
+        if value.ndim != 4 or value.shape[1] != spec.channels or value.shape[0] != maps[0].shape[0]:
+            raise ShapeError(
+                f"map {spec.name!r}: expected (b, {spec.channels}, h, w) with b = {maps[0].shape[0]}, "
+                f"got {tuple(value.shape)}"
+            )
+
+
+def pooled(maps: tuple[Tensor, ...]) -> Tensor:
+    """Spatial means of all maps, concatenated.
+
+    Shapes: k x (b, c_i, h_i, w_i) -> (b, sum of c_i).
+    """
+    return torch.cat([value.mean(dim=(2, 3)) for value in maps], dim=1)
