@@ -1,1 +1,34 @@
-"""Room."""
+"""Heads: learn what normal looks like from stored embeddings, then judge maps or pooled vectors."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from manyeyes.heads.contract import MapHead, VectorHead
+from manyeyes.heads.coreset import coreset_coordinates, covering_radius, greedy_coreset
+from manyeyes.heads.gaussian import Gaussian, GaussianConfig
+from manyeyes.heads.memory_bank import MemoryBank, MemoryBankConfig
+from manyeyes.heads.positions import Positions, draw_positions, sample_positions
+
+# A new kind is one more class in one of these unions.
+MapHeadConfig = MemoryBankConfig
+VectorHeadConfig = GaussianConfig
+HeadConfig = Annotated[MapHeadConfig | VectorHeadConfig, Field(discriminator="kind")]
+
+__all__ = [
+    "Gaussian",
+    "GaussianConfig",
+    "HeadConfig",
+    "MapHead",
+    "MapHeadConfig",
+    "MemoryBank",
+    "MemoryBankConfig",
+    "Positions",
+    "VectorHead",
+    "VectorHeadConfig",
+    "coreset_coordinates",
+    "covering_radius",
+    "draw_positions",
+    "greedy_coreset",
+    "sample_positions",
+]
