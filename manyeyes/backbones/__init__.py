@@ -1,1 +1,44 @@
-"""Room."""
+"""Frozen eyes: trunks built once and run once, and the extractors that say which of their features a member sees."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from manyeyes.backbones.contract import FeatureExtractor, Stage, Tap, Taps, Trunk
+from manyeyes.backbones.efficientad import EfficientAdConfig
+from manyeyes.backbones.eyes import Eyes, check_images
+from manyeyes.backbones.pdn import PdnTrunkConfig
+from manyeyes.backbones.pool import TrunkConfig, TrunkPool
+from manyeyes.backbones.stages import PatchCoreConfig, TimmConfig
+from manyeyes.backbones.trunk import TimmTrunkConfig
+from manyeyes.backbones.uflow import ScalesConfig, UFlowConfig, uflow_cait, uflow_pyramid
+from manyeyes.backbones.weights import find_weights, weights_hash
+
+ExtractorConfig = Annotated[
+    TimmConfig | PatchCoreConfig | UFlowConfig | EfficientAdConfig,
+    Field(discriminator="kind"),
+]
+
+__all__ = [
+    "EfficientAdConfig",
+    "ExtractorConfig",
+    "Eyes",
+    "FeatureExtractor",
+    "PatchCoreConfig",
+    "PdnTrunkConfig",
+    "ScalesConfig",
+    "Stage",
+    "Tap",
+    "Taps",
+    "TimmConfig",
+    "TimmTrunkConfig",
+    "Trunk",
+    "TrunkConfig",
+    "TrunkPool",
+    "UFlowConfig",
+    "check_images",
+    "find_weights",
+    "uflow_cait",
+    "uflow_pyramid",
+    "weights_hash",
+]

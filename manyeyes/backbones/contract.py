@@ -32,15 +32,20 @@ class Stage:
 class Trunk(nn.Module, ABC):
     """A frozen network that owns its input size and its normalisation.
 
-    ``key`` is the fingerprint of its config: equal keys share one module and its stored features.
+    ``key`` is the fingerprint of its config and the head of ``weights_digest``: equal keys share one module and its
+    stored features, and other weights under an old name never meet the old features.
+    ``weights_source`` says in words where the weights came from; ``weights_digest`` is 16 hexadecimal digits of the
+    SHA-256 of their file, or of the tensors themselves where there is no file. A run records both and checks them.
     """
 
     key: str
     input_size: Grid
+    weights_source: str
+    weights_digest: str
 
     @abstractmethod
     def stage(self, name: str) -> Stage:
-        """Declaration of a stage. Raises: ConfigError with the stages that exist."""
+        """Declaration of a stage; equals what comes out. Raises: ConfigError with the stages that exist."""
 
     @abstractmethod
     def forward(self, images: Tensor, stages: Sequence[str]) -> dict[str, Tensor]:

@@ -17,7 +17,9 @@ def check_images(images: Tensor) -> None:
         raise ShapeError(f"images: expected (b, 3, H, W) RGB, got {tuple(images.shape)}")
     if not images.is_floating_point():
         raise ShapeError(f"images: expected floating point in [0, 1], got {images.dtype}; divide 8-bit images by 255")
-    low, high = (float(v) for v in torch.aminmax(images)) if images.numel() else (0.0, 0.0)
+    if not images.numel():
+        raise ShapeError(f"images: expected at least one image of one pixel, got {tuple(images.shape)}")
+    low, high = (float(v) for v in torch.aminmax(images))
     if not (low >= -1e-4 and high <= 1 + 1e-4):  # also catches NaN
         raise DataError(f"images: expected finite values in [0, 1], got {low:.3g} to {high:.3g}")
 
@@ -40,7 +42,8 @@ class Eyes(nn.Module):
         self.trunks = nn.ModuleDict(trunks)
         self.eval()
 
-    @torch.inference_mode()
+    # Not inference mode: its tensors could not be saved for a backward pass when heads train on these features.
+    @torch.no_grad()
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         check_images(images)
         taps: dict[str, Tensor] = {}
