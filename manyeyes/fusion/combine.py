@@ -1,8 +1,8 @@
 """Combiners: the normalised scores of all heads become one score; higher is more anomalous.
 
-Sources: sum and maximum as in classifier fusion (Kittler et al. 1998); Fisher's method (1925). Ours is the square of the
-positive part: it keeps a defect that one head alone sees, where a sum drowns it among heads that see nothing. All but
-the stacking kinds learn from normal images alone and never decrease when one head's score rises.
+Sources: sum and maximum as in classifier fusion (Kittler et al. 1998); Fisher's method (1925). Ours is the square of
+the positive part: it keeps a defect that one head alone sees, where a sum drowns it among heads that see nothing. All
+but the stacking kinds learn from normal images alone and never decrease when one head's score rises.
 """
 
 from __future__ import annotations

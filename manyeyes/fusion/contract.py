@@ -172,12 +172,13 @@ class Combiner(Fitted, ABC):
         if labels.shape != scores.shape[:1]:
             raise ShapeError(f"expected one label for each of {len(scores)} images, got {tuple(labels.shape)}")
         if not ((labels == 0) | (labels == 1)).all():
-            raise DataError(f"expected labels 0 (good) and 1 (defective), got {labels.unique().tolist()[:8]}")
+            raise DataError(f"expected labels 0 (good) and 1 (defective), got {sorted(set(labels.tolist()))[:8]}")
         normal = labels == 0
         if not normal.any() or (self.needs_labels and normal.all()):
+            wanted, got = "good and defective" if self.needs_labels else "good", "good" if normal.all() else "defective"
             raise DataError(
-                f"expected {'good and defective' if self.needs_labels else 'good'} images to fit a combiner on, got only "
-                f"{'good' if normal.all() else 'defective'} ones; supply the other kind too, or use another combiner"
+                f"expected {wanted} images to fit a combiner on, got only {got} ones; "
+                "supply the other kind too, or use another combiner"
             )
         with torch.no_grad():
             if self.needs_labels:

@@ -1,8 +1,8 @@
 """The fast way through a fitted fusion: project first, move to the common grid afterwards.
 
 Source: neighbourhood mean and resizing act on rows and columns, projection acts on channels; all are linear, so they
-commute (Heller et al. 2023, global block: sum_i resize(W_i F_i) - W m). The concatenation of all members' channels never
-exists. Neighbourhood mean and both resizings of a map are each a small matrix for its rows and one for its columns,
+commute (Heller et al. 2023, global block: sum_i resize(W_i F_i) - W m). The concatenation of all channels never exists.
+Neighbourhood mean and both resizings of a map are each a small matrix for its rows and one for its columns,
 borders included; their product is one matrix per axis, and two matrix products replace pooling and interpolation.
 """
 
@@ -39,13 +39,11 @@ class Group(nn.Module):
     along_rows: Tensor
     along_columns: Tensor
 
-    def __init__(
-        self, indices: Sequence[int], specs: Sequence[MapSpec], parts: Sequence[Projection], grid: Grid
-    ) -> None:
+    def __init__(self, indices: Sequence[int], spec: MapSpec, parts: Sequence[Projection], grid: Grid) -> None:
         super().__init__()
         self.indices = tuple(indices)
         self.grid = grid
-        spec, part = specs[0], parts[0]
+        part = parts[0]
         self.diagonal = part.weight.ndim == 1
         self.widths = [part.weight.shape[-1] for part in parts]
         self.moves = spec.neighbourhood > 1 or spec.grid != part.via or part.via != grid
@@ -74,7 +72,7 @@ class Group(nn.Module):
     def project(self, maps: list[Tensor], bias: Tensor) -> Tensor:
         b, _, h, w = maps[0].shape
         total = rearrange(bias, "d -> 1 d 1").expand(b, -1, h * w)
-        for value, weight in zip(maps, self.weight.split(self.widths, dim=1), strict=True):
+        for value, weight in zip(maps, torch.split(self.weight, self.widths, dim=1), strict=True):
             total = torch.baddbmm(total, weight.expand(b, -1, -1), rearrange(value, "b c h w -> b c (h w)"))
         return rearrange(total, "b d (h w) -> b d h w", h=h)
 
@@ -102,7 +100,7 @@ class Folded(nn.Module):
         for index, (spec, part) in enumerate(zip(self.specs, parts, strict=True)):
             together.setdefault((part.start, part.via, spec.grid, spec.neighbourhood), []).append(index)
         groups = [
-            Group(indices, [self.specs[i] for i in indices], [parts[i] for i in indices], self.grid)
+            Group(indices, self.specs[indices[0]], [parts[i] for i in indices], self.grid)
             for indices in together.values()
         ]
         self.groups = nn.ModuleList(groups)

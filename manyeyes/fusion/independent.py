@@ -92,7 +92,7 @@ class IndependentPca(Fusion):
 
     def projections(self) -> tuple[tuple[Projection, ...], Tensor]:
         self.require_fit()
-        slices = self.weight_.split([spec.channels for spec in self.specs], dim=1)
+        slices = torch.split(self.weight_, [spec.channels for spec in self.specs], dim=1)
         parts: dict[int, Projection] = {}
         start = 0
         for (name, maps), size in zip(self.members.items(), self.sizes_.tolist(), strict=True):
@@ -157,7 +157,8 @@ class IndependentPca(Fusion):
 
     def _columns(self) -> dict[str, Tensor]:
         """Where each member's channels lie among all channels."""
-        ranges = torch.arange(sum(spec.channels for spec in self.specs)).split([spec.channels for spec in self.specs])
+        channels = [spec.channels for spec in self.specs]
+        ranges = torch.split(torch.arange(sum(channels)), channels)
         return {name: torch.cat([ranges[index] for index in maps]) for name, maps in self.members.items()}
 
     def _transform(self, maps: tuple[Tensor, ...]) -> Tensor:
@@ -187,7 +188,7 @@ class IndependentPcaConfig(Config):
         0.5,
         ge=0,
         le=1,
-        description="component k is divided by its std to this power: 0 (false) none, 1 (true) whitened",
+        description="components are divided by their std to this power: 0 (false) none, 1 (true) all",
     )
 
     def build(self, specs: Sequence[MapSpec], grid: Grid) -> IndependentPca:

@@ -40,7 +40,7 @@ class Moments:
 
     def update(self, samples: Tensor) -> Self:
         """Add samples. Shapes: (n, c). Raises: DataError if a value is not finite, or too large to be squared."""
-        for chunk in samples.detach().split(ROWS):
+        for chunk in torch.split(samples.detach(), ROWS):
             if self.count == 0:
                 self._move(chunk)
             centred = chunk - self._shift
@@ -48,7 +48,8 @@ class Moments:
             # A value that is not finite, or whose square is not, shows up on the diagonal.
             if not torch.isfinite(gram.diagonal()).all():
                 raise DataError(
-                    "expected finite features, got NaN, infinite or overflowing ones; check the trunk's weights and input"
+                    "expected finite features, got NaN, infinite or far too large ones; "
+                    "check the trunk's weights and input"
                 )
             self._second += gram
             self._sum += centred.sum(dim=0, dtype=torch.float64)

@@ -9,6 +9,7 @@ A head that gives every normal image the same score has no spread to measure; it
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from typing import Annotated, Literal
 
@@ -37,6 +38,7 @@ def quantiles(scores: Tensor, *at: float) -> tuple[float, ...]:
 
 
 def usable(spread: float, scores: Tensor) -> bool:
+    """Whether a spread is more than the rounding of equal scores."""
     return spread > ROUNDING * float(scores.abs().max())
 
 
@@ -145,8 +147,8 @@ class Tail(ScoreNormaliser):
         right = right.clamp_max(len(knots) - 1)
         step = (knots[right] - knots[left]).clamp_min(torch.finfo(scores.dtype).tiny)
         inside = values[left] + (values[right] - values[left]) * ((scores - knots[left]) / step).clamp(0, 1)
-        above = (scores - knots[-1]).clamp_min(0) / (self.excess_ * np.log(10))
-        below = ((scores - knots[0]).clamp_max(0) / self.excess_).exp()
+        above = (scores - knots[-1]).clamp_min(0) / (self.excess_ * math.log(10))
+        below = torch.exp((scores - knots[0]).clamp_max(0) / self.excess_)
         return inside * below + above
 
 

@@ -1,7 +1,7 @@
 """The global transformation block: one PCA over all members' channels.
 
 Source: Heller et al., Intelligent Systems with Applications 19 (2023) 200264. Where we differ: the PCA is exact and
-streams (`moments`); every member can be given the same weight first (``balance``), because otherwise the member with the
+streams (`moments`); every member can be given the same weight first (``balance``), because otherwise the member with
 most channels or the largest variance swallows the components; the components can be whitened in part.
 """
 
@@ -113,7 +113,7 @@ class GlobalPca(Fusion):
 
     def projections(self) -> tuple[tuple[Projection, ...], Tensor]:
         self.require_fit()
-        slices = self.weight_.split([spec.channels for spec in self.specs], dim=1)
+        slices = torch.split(self.weight_, [spec.channels for spec in self.specs], dim=1)
         bias = -(self.weight_.double() @ self.mean_.double()).float()
         return tuple(Projection(weight, 0, self.grid) for weight in slices), bias
 
@@ -164,7 +164,7 @@ class GlobalPcaConfig(Config):
         0.5,
         ge=0,
         le=1,
-        description="component k is divided by its std to this power: 0 (false) none, 1 (true) whitened",
+        description="components are divided by their std to this power: 0 (false) none, 1 (true) all",
     )
 
     def build(self, specs: Sequence[MapSpec], grid: Grid) -> GlobalPca:

@@ -54,8 +54,8 @@ class StackingLogistic(Combiner):
 class StackingForest(Combiner):
     """Random forest, good and defective images weighing the same.
 
-    Units: probability of a defect. Equals scikit-learn's ``predict_proba`` (tests/fusion/test_combine.py). All trees lie
-    in one list of nodes; a leaf is its own child, so that every image walks the same number of steps.
+    Units: probability of a defect. Equals scikit-learn's ``predict_proba`` (tests/fusion/test_combine.py). All trees
+    are one list of nodes; a leaf is its own child, so that every image walks the same number of steps.
     """
 
     needs_labels = True
