@@ -76,6 +76,15 @@ def test_centred_features_without_shrinkage_stay_invertible():
     assert gaussian_of(values, shrinkage=0.0).score(values).isfinite().all()
 
 
+@pytest.mark.parametrize("level", [0.0, 1.7, 1e4])
+@pytest.mark.parametrize("standardise", [False, True])
+def test_equal_vectors_score_zero(level, standardise):
+    values = torch.full((6, 4), level)
+    head = gaussian_of(values, standardise=standardise)
+    torch.testing.assert_close(head.score(values), torch.zeros(6), rtol=0, atol=1e-6)
+    assert (head.score(values + 1) > 1).all()
+
+
 def test_scores_do_not_overflow():
     values = torch.zeros(4, 3)
     assert gaussian_of(values).score(torch.full((1, 3), 3e38)).isfinite().all()

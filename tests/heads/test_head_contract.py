@@ -173,13 +173,15 @@ def test_one_image_fits_or_is_refused_in_words(config):
 
 @examples
 @pytest.mark.parametrize("level", [0.0, 1.7, 1e4])
-def test_equal_images_give_zero_for_the_same_and_more_for_another(config, level):
+def test_equal_images_fit_or_are_refused_in_words(config, level):
     values = torch.full_like(images(config, 6), level)
-    head = fitted(config, values)
-    torch.testing.assert_close(head.score(values), torch.zeros(6), rtol=0, atol=1e-6)
-    other = head.score(values + 1 + level)
-    assert other.isfinite().all()
-    assert (other > 0).all()
+    head = config.build(CHANNELS)
+    try:
+        head.fit(Batches(values), 0)
+    except DataError:
+        return
+    assert head.score(values).isfinite().all()
+    assert (head.score(values + 1 + level) > head.score(values)).all()
 
 
 @examples

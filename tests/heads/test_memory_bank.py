@@ -45,6 +45,15 @@ def test_bank_members_score_zero():
     assert head.anomaly_map(values).max() == 0
 
 
+@pytest.mark.parametrize("level", [0.0, 1.7, 1e4])
+@pytest.mark.parametrize("reweight", [False, True])
+def test_equal_images_score_exactly_zero(level, reweight):
+    values = torch.full((4, 3, 5, 5), level)
+    head = bank_of(values, neighbours=2, reweight=reweight)
+    assert torch.equal(head.score(values), torch.zeros(4))
+    assert (head.score(values + 1) > 0).all()
+
+
 def test_bank_holds_greedy_picks_of_the_training_positions():
     values = embeddings(8)
     head = bank_of(values, ratio=0.1)
