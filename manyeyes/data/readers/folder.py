@@ -1,0 +1,95 @@
+"""Any folders of pictures: the usual names are found by themselves, others are named in the config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from manyeyes.data.listing import listed
+from manyeyes.data.readers.layout import GOOD, Inventory, Layout, Samples, extensions, is_good
+from manyeyes.data.readers.split_folders import mask_folders
+from manyeyes.data.sample import ImageSet
+from manyeyes.errors import DataError
+
+MASKS = ("ground_truth", "masks")
+Folders = tuple[str, ...]
+
+
+class Folder(Layout):
+    """Folders relative to the set's own, or absolute. A folder that is not named is looked for under its usual names.
+
+    train: train/good, train/ok, train/normal, else train, else the set's folder itself. good: test/good (or ok,
+    normal). defective: every other folder in test. masks: ground_truth or masks, in it a folder for each defect.
+    """
+
+    kind: Literal["folder"] = "folder"
+    train: Folders = Field((), description="folders of good pictures to train on")
+    validation: Folders = Field((), description="folders of good pictures for calibration")
+    good: Folders = Field((), description="folders of good test pictures")
+    defective: Folders = Field((), description="folders of defective test pictures; the folder's name is the defect")
+    masks: Folders = Field((), description="folder of masks for each folder in defective, or one that holds them all")
+
+    def _find(self, inventory: Inventory, seed: int) -> ImageSet:
+        train = [p for folder in self._train(inventory) for p in inventory.good(folder)]
+        validation = self._named(inventory, self.validation) or _usual(inventory, "validation")
+        good, defective = self._named(inventory, self.good), self._named(inventory, self.defective)
+        if not self.good:
+            good = _usual(inventory, "test")
+        if not self.defective:
+            folders = inventory.folders(inventory.below("test"))
+            defective = [folder for folder in folders if not is_good(folder) and folder not in good]
+        test: Samples = tuple(sample for folder in good for sample in inventory.good(folder))
+        for folder, masks in zip(defective, self._masks(inventory, defective), strict=True):
+            test += inventory.defective(folder, masks)
+        held = tuple(sample for folder in validation for sample in inventory.good(folder))
+        return inventory.image_set(self.kind, tuple(train), held, test)
+
+    def _looked_for(self) -> str:
+        where = ", ".join(self.train) or "train/good, train/ok, train/normal, train and the folder itself"
+        return f"{extensions()} in {where}"
+
+    def _named(self, inventory: Inventory, folders: Folders) -> list[Path]:
+        return [_existing(inventory.root, name) for name in folders]
+
+    def _train(self, inventory: Inventory) -> list[Path]:
+        if self.train:
+            return self._named(inventory, self.train)
+        if usual := _usual(inventory, "train"):
+            return usual
+        inner = inventory.below("train")
+        inventory.notes.append(f"all pictures directly in {inner.name if inner else 'the folder'} count as good")
+        return [inner or inventory.root]
+
+    def _masks(self, inventory: Inventory, defective: list[Path]) -> list[Path | None]:
+        """The folder of masks of each defective folder."""
+        if self.masks and len(self.masks) not in (1, len(defective)):
+            raise DataError(
+                f"{inventory.root}: masks names {len(self.masks)} folders for {len(defective)} folders of defective "
+                "pictures; expected as many, or one that holds them all"
+            )
+        named = self._named(inventory, self.masks)
+        if len(named) > 1:
+            return list(named)
+        shared = named[0] if named else next(filter(None, map(inventory.below, MASKS)), None)
+        if shared is None or not listed(shared)[0]:
+            return mask_folders(inventory, shared, defective)
+        if len(defective) == 1:
+            return [shared]
+        raise DataError(
+            f"{shared}: holds masks of {len(defective)} defects side by side; expected a subfolder for each of "
+            f"{', '.join(folder.name for folder in defective)}"
+        )
+
+
+def _existing(root: Path, name: str) -> Path:
+    folder = root / name
+    if not folder.is_dir():
+        raise DataError(f"{folder}: does not exist or is no folder; it is named in the data config")
+    return folder
+
+
+def _usual(inventory: Inventory, split: str) -> list[Path]:
+    found = (inventory.below(f"{split}/{word}") for word in GOOD)
+    return [folder for folder in found if folder is not None]

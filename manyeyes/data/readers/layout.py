@@ -1,0 +1,133 @@
+"""What all readers share: find folders, pair masks with pictures, collect notes, and refuse sets without training."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+from manyeyes.config import Config
+from manyeyes.data.listing import SUFFIXES, below, listed, names
+from manyeyes.data.sample import ImageSet, Region, Sample
+from manyeyes.errors import DataError
+
+Samples = tuple[Sample, ...]
+GOOD = ("good", "ok", "normal")
+
+
+class Layout(Config, ABC):
+    """How an image set lies on disk. ``read`` is the same for all; a subclass says which file is what."""
+
+    def read(self, root: str | Path, seed: int = 0) -> ImageSet:
+        """List the set under ``root``; ``seed`` matters only where the set has no split of its own.
+
+        Raises: DataError if a folder is missing, no training picture was found, or a mask has no picture.
+        """
+        root = Path(root)
+        if not root.is_dir():
+            reason = "is a file" if root.exists() else "does not exist"
+            raise DataError(f"{root}: {reason}; expected the folder of an image set")
+        found = self._find(Inventory(root), seed)
+        if not found.train:
+            raise DataError(f"{root}: no picture of a good part to train on; looked for {self._looked_for()}")
+        return found
+
+    @abstractmethod
+    def _find(self, inventory: Inventory, seed: int) -> ImageSet: ...
+
+    @abstractmethod
+    def _looked_for(self) -> str:
+        """Where training pictures should have been, for the error."""
+
+
+class Inventory:
+    """What was met under ``root`` while reading a set, for the notes."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.notes: list[str] = []
+        self._others: list[Path] = []
+
+    def below(self, name: str) -> Path | None:
+        return below(self.root, name)
+
+    def folders(self, folder: Path | None) -> list[Path]:
+        return listed(folder)[2] if folder else []
+
+    def pictures(self, folder: Path | None) -> list[Path]:
+        """Pictures directly in ``folder``; files of another kind are noted."""
+        if folder is None:
+            return []
+        pictures, others, _ = listed(folder)
+        self._others += others
+        return pictures
+
+    def good(self, folder: Path | None) -> Samples:
+        return tuple(Sample(path) for path in self.pictures(folder))
+
+    def require(self, name: str, kind: str) -> Path:
+        """The folder ``name`` of a set of ``kind``. Raises: DataError listing what is there instead."""
+        folder = self.below(name)
+        if folder is None:
+            there = names(listed(self.root)[2]) or "no folder at all"
+            raise DataError(f"{self.root}: kind {kind} needs the folder {name}, which is missing; found {there}")
+        return folder
+
+    def defective(self, folder: Path, masks: Path | None) -> Samples:
+        """Pictures of one defect and the mask of each, where there is one, from the folder ``masks``.
+
+        Raises: DataError if the folder has a good part's name, or masks and pictures do not pair.
+        """
+        if is_good(folder):
+            raise DataError(f"{folder}: a folder of defective pictures cannot be called {folder.name}; rename it")
+        pictures, word = self.pictures(folder), folder.name
+        paired = pair_masks(pictures, self.pictures(masks), masks)
+        return tuple(
+            Sample(path, word, word, (Region(paired[path], defect=word),) if path in paired else ())
+            for path in pictures
+        )
+
+    def image_set(self, layout: str, train: Samples, validation: Samples, test: Samples, name: str = "") -> ImageSet:
+        """Finish: add the notes that every layout has."""
+        notes = list(self.notes)
+        if self._others:
+            count = len(self._others)
+            notes.append(f"left out {count} file{'s' * (count > 1)} without an image extension: {names(self._others)}")
+        defective = [sample for sample in test if sample.label]
+        bare = [sample.path for sample in defective if not sample.regions]
+        if not test:
+            notes.append("no test pictures: the set can train but not evaluate")
+        elif len(bare) == len(defective) and defective:
+            notes.append("no masks: figures at image level only")
+        elif bare:
+            notes.append(f"{len(bare)} of {len(defective)} defective pictures have no mask: {names(bare)}")
+        name = name or self.root.name or self.root.resolve().name
+        return ImageSet(name, self.root, layout, train, validation, test, tuple(notes))
+
+
+def is_good(folder: Path) -> bool:
+    return folder.name.casefold() in GOOD
+
+
+def pair_masks(pictures: Sequence[Path], masks: Sequence[Path], where: Path | None) -> dict[Path, Path]:
+    """The mask of each picture: the file called ``<stem>_mask`` or ``<stem>``, of whatever image format.
+
+    Raises: DataError if a mask has no picture, or a picture two masks.
+    """
+    by_stem: dict[str, Path] = {}
+    stems = {path.stem for path in pictures}
+    for mask in masks:
+        stem = mask.stem
+        # A picture may itself be called something_mask.
+        if stem not in stems and stem.lower().endswith("_mask"):
+            stem = stem[: -len("_mask")]
+        if stem not in stems:
+            raise DataError(f"{mask}: mask without a picture; expected one called {stem} among the test pictures")
+        if stem in by_stem:
+            raise DataError(f"{where}: {by_stem[stem].name} and {mask.name} are masks of one picture; keep one")
+        by_stem[stem] = mask
+    return {path: by_stem[path.stem] for path in pictures if path.stem in by_stem}
+
+
+def extensions() -> str:
+    return " ".join(SUFFIXES)

@@ -1,0 +1,88 @@
+"""Sets that lie in the folders train, test and ground_truth: MVTec AD, MPDD and BTAD.
+
+MVTec AD: Bergmann et al., CVPR 2019. MPDD: Jezek et al., ICUMT 2021. BTAD: Mishra et al., ISIE 2021 (arXiv:2104.10036).
+Masks may be called ``<stem>_mask`` or ``<stem>``, may have another extension than the picture, and may be missing.
+A test folder called good, ok or normal holds good parts, whichever of the sets it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from manyeyes.data.readers.layout import Inventory, Layout, Samples, is_good
+from manyeyes.data.sample import ImageSet
+from manyeyes.errors import DataError
+
+
+class MvtecAd(Layout):
+    """train/good, test/good, test/<defect>, ground_truth/<defect>; validation/good where there is one."""
+
+    kind: Literal["mvtec-ad"] = "mvtec-ad"
+
+    def _find(self, inventory: Inventory, seed: int) -> ImageSet:
+        return read_split(inventory, self.kind, "good")
+
+    def _looked_for(self) -> str:
+        return "train/good"
+
+
+class Mpdd(Layout):
+    """The folders of MVTec AD under another name."""
+
+    kind: Literal["mpdd"] = "mpdd"
+
+    def _find(self, inventory: Inventory, seed: int) -> ImageSet:
+        return read_split(inventory, self.kind, "good")
+
+    def _looked_for(self) -> str:
+        return "train/good"
+
+
+class Btad(Layout):
+    """train/ok, test/ok, test/ko, ground_truth/ko."""
+
+    kind: Literal["btad"] = "btad"
+
+    def _find(self, inventory: Inventory, seed: int) -> ImageSet:
+        return read_split(inventory, self.kind, "ok")
+
+    def _looked_for(self) -> str:
+        return "train/ok"
+
+
+def read_split(inventory: Inventory, kind: str, good: str) -> ImageSet:
+    """Raises: DataError if train/``good`` is missing or a mask has no picture."""
+    train = inventory.good(inventory.require(f"train/{good}", kind))
+    validation = inventory.good(inventory.below(f"validation/{good}"))
+    return inventory.image_set(kind, train, validation, read_test(inventory))
+
+
+def read_test(inventory: Inventory) -> Samples:
+    """Good pictures first, then the defects in natural order of their folders; masks of good parts are not read.
+
+    Raises: DataError if a mask has no picture.
+    """
+    test = inventory.below("test")
+    folders = inventory.folders(test)
+    defects = [folder for folder in folders if not is_good(folder)]
+    samples = tuple(sample for folder in folders if is_good(folder) for sample in inventory.good(folder))
+    for folder, masks in zip(defects, mask_folders(inventory, inventory.below("ground_truth"), defects), strict=True):
+        samples += inventory.defective(folder, masks)
+    if loose := inventory.pictures(test):
+        inventory.notes.append(f"left out {len(loose)} pictures directly in test: only its subfolders say what is good")
+    return samples
+
+
+def mask_folders(inventory: Inventory, truth: Path | None, defects: Sequence[Path]) -> list[Path | None]:
+    """The subfolder of ``truth`` for each folder of defective pictures.
+
+    Raises: DataError if another subfolder holds masks.
+    """
+    by_name = {folder.name.casefold(): folder for folder in inventory.folders(truth) if not is_good(folder)}
+    found = [by_name.pop(folder.name.casefold(), None) for folder in defects]
+    for folder in by_name.values():
+        if orphans := inventory.pictures(folder):
+            raise DataError(f"{orphans[0]}: mask without a picture; there are no test pictures called {folder.name}")
+    return found
