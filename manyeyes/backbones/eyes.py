@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,17 @@ class Eyes(nn.Module):
                 names.append(tap.stage.name)
         self.trunks = nn.ModuleDict(trunks)
         self.eval()
+
+    def each(self) -> tuple[Trunk, ...]:
+        """The distinct trunks."""
+        return tuple(cast(Trunk, trunk) for trunk in self.trunks.values())
+
+    def restricted(self, keys: Sequence[str]) -> Eyes:
+        """The same trunk modules and stages, only some of the trunks."""
+        part = Eyes([])
+        part.stages = {key: self.stages[key] for key in keys}
+        part.trunks = nn.ModuleDict({key: self.trunks[key] for key in keys})
+        return part
 
     # Not inference mode: its tensors could not be saved for a backward pass when heads train on these features.
     @torch.no_grad()
