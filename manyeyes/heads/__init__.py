@@ -6,16 +6,19 @@ from pydantic import Field
 
 from manyeyes.heads.contract import MapHead, VectorHead
 from manyeyes.heads.coreset import coreset_coordinates, covering_radius, greedy_coreset
+from manyeyes.heads.discriminator import Discriminator, DiscriminatorConfig
 from manyeyes.heads.gaussian import Gaussian, GaussianConfig
 from manyeyes.heads.memory_bank import MemoryBank, MemoryBankConfig
 from manyeyes.heads.positions import Positions, draw_positions, sample_positions
 
 # A new kind is one more class in one of these unions.
-MapHeadConfig = MemoryBankConfig
+MapHeadConfig = DiscriminatorConfig | MemoryBankConfig
 VectorHeadConfig = GaussianConfig
 HeadConfig = Annotated[MapHeadConfig | VectorHeadConfig, Field(discriminator="kind")]
 
 __all__ = [
+    "Discriminator",
+    "DiscriminatorConfig",
     "Gaussian",
     "GaussianConfig",
     "HeadConfig",

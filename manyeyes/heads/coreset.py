@@ -32,7 +32,7 @@ def coreset_coordinates(features: Tensor, dimensions: int = 64) -> Tensor:
     """
     features = features.float()
     n, d = features.shape
-    mean = features.mean(dim=0, dtype=torch.float64).to(features)
+    mean = features.mean(dim=0)
     if d <= dimensions:
         return features - mean
     rows = features[:: -(-n // AXES_ROWS)] - mean

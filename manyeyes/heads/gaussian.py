@@ -9,7 +9,7 @@ the shrinkage target is a multiple of the identity and therefore depends on the 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ RESOLUTION = float(np.finfo(np.float32).eps)
 
 
 class GaussianConfig(Config):
+    picturable: ClassVar[bool] = False
     kind: Literal["gaussian"] = "gaussian"
     shrinkage: Shrinkage = Field(
         "ledoit-wolf", description="How far the covariance moves to a multiple of the identity: a rule, or 0 to 1."
@@ -108,7 +109,7 @@ def fit_gaussian(
     magnitude = float(np.trace(covariance) + np.square(mean / scale).max())
     covariance[np.diag_indices_from(covariance)] += RESOLUTION**2 * (magnitude or 1.0)
     lower = np.linalg.cholesky(covariance)
-    return mean, solve_triangular(lower, np.diag(1 / scale), lower=True)
+    return mean, np.ascontiguousarray(solve_triangular(lower, np.diag(1 / scale), lower=True))
 
 
 def shrunk_covariance(centred: NDArray[np.float64], shrinkage: Shrinkage) -> NDArray[np.float64]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterable
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from einops import rearrange
@@ -25,6 +25,7 @@ from manyeyes.heads.positions import draw_positions
 
 
 class MemoryBankConfig(Config):
+    picturable: ClassVar[bool] = True
     kind: Literal["memory_bank"] = "memory_bank"
     ratio: float = Field(0.01, gt=0, le=1, description="Entries kept, as a fraction of all positions of all images.")
     max_entries: int = Field(16_384, ge=1, description="Entries kept at most; prediction time grows with them.")
@@ -75,8 +76,7 @@ class MemoryBank(MapHead):
     @torch.no_grad()
     def fit(self, embeddings: Iterable[Tensor], seed: int) -> Self:
         config = self.config
-        drawn = draw_positions(embeddings, config.candidates, seed)
-        self._check_channels(drawn.values.shape)
+        drawn = draw_positions(embeddings, config.candidates, seed, self.channels)
         count = min(max(1, round(config.ratio * drawn.seen)), config.max_entries, len(drawn.values))
         coordinates = coreset_coordinates(drawn.values, config.coreset_dimensions)
         self.bank_ = drawn.values[greedy_coreset(coordinates, count, seed)]
@@ -88,27 +88,27 @@ class MemoryBank(MapHead):
         return distances.mean(dim=3)
 
     @torch.no_grad()
-    def score(self, embedding: Tensor) -> Tensor:
-        """Image score: the largest distance, re-weighted where the config asks for it.
+    def judge(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """The map, and the largest distance as image score, re-weighted where the config asks for it.
 
-        With ``reweight`` this is not ``score_of(anomaly_map(embedding))``, which has no features to weigh by.
-        Shapes: (b, d, h, w) -> (b,).
+        Shapes: (b, d, h, w) -> (b, h, w), (b,).
         """
         distances, entries = self._search(embedding)
         anomaly_map = distances.mean(dim=3)
-        scores = self.score_of(anomaly_map)
+        scores = anomaly_map.amax(dim=(1, 2))
         if not self.config.reweight:
-            return scores
+            return anomaly_map, scores
         worst = anomaly_map.flatten(1).argmax(dim=1)
         image = torch.arange(len(embedding), device=embedding.device)
         positions = rearrange(embedding, "b d h w -> b (h w) d")[image, worst].float()
         nearest = rearrange(entries, "b h w k -> b (h w) k")[image, worst, 0]
-        return scores * nearest_weight(positions, nearest, self.bank_, self.config.reweight_neighbours)
+        return anomaly_map, scores * nearest_weight(positions, nearest, self.bank_, self.config.reweight_neighbours)
 
     def _search(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
         """Distances and entries, nearest first. Shapes: (b, d, h, w) -> 2 x (b, h, w, k)."""
         self.require_fit()
-        self._check_channels(embedding.shape[:2] if embedding.ndim == 4 else embedding.shape)
+        if embedding.ndim != 4 or embedding.shape[1] != self.channels:
+            raise ShapeError(f"memory bank: expected (b, {self.channels}, h, w), got {tuple(embedding.shape)}")
         b, _, h, w = embedding.shape
         rows = rearrange(embedding, "b d h w -> (b h w) d").float()
         k = min(self.config.neighbours, len(self.bank_))
@@ -121,10 +121,6 @@ class MemoryBank(MapHead):
             rearrange(distances, "(b h w) k -> b h w k", b=b, h=h, w=w),
             rearrange(entries.gather(1, order), "(b h w) k -> b h w k", b=b, h=h, w=w),
         )
-
-    def _check_channels(self, shape: torch.Size) -> None:
-        if len(shape) < 2 or shape[1] != self.channels:
-            raise ShapeError(f"memory bank: expected {self.channels} channels in dimension 1, got {tuple(shape)}")
 
 
 def nearest_entries(rows: Tensor, bank: Tensor, k: int, chunk: int) -> Tensor:

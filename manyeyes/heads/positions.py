@@ -33,19 +33,20 @@ class Positions:
     seen: int
 
 
-def sample_positions(embeddings: Iterable[Tensor], limit: int, seed: int) -> Tensor:
+def sample_positions(embeddings: Iterable[Tensor], limit: int, seed: int, channels: int | None = None) -> Tensor:
     """At most ``limit`` positions of all images, drawn uniformly without replacement; all where there are fewer.
 
     Shapes: m x (b, d, h, w) -> (n, d) float32, in the order of the stream. Raises: as `draw_positions`.
     """
-    return draw_positions(embeddings, limit, seed).values
+    return draw_positions(embeddings, limit, seed, channels).values
 
 
 @torch.no_grad()
-def draw_positions(embeddings: Iterable[Tensor], limit: int, seed: int) -> Positions:
+def draw_positions(embeddings: Iterable[Tensor], limit: int, seed: int, channels: int | None = None) -> Positions:
     """`sample_positions` with the image of each position. Memory: ``limit`` x d, and one batch.
 
-    Raises: DataError if there is no position or a value is not finite; ShapeError if d changes or a batch is no map.
+    Raises: DataError if there is no position or a value is not finite; ShapeError if a batch is no map, or d is not
+            ``channels``, by default that of the first batch.
     """
     if limit < 1:
         raise DataError(f"sample of positions: expected a limit of at least 1, got {limit}")
@@ -54,10 +55,10 @@ def draw_positions(embeddings: Iterable[Tensor], limit: int, seed: int) -> Posit
     kept: Tensor | None = None
     seen = image_count = 0
     for batch in embeddings:
-        _check(batch, image_count, kept)
+        channels = _check(batch, image_count, channels)
         rows = rearrange(batch, "b d h w -> (b h w) d")
         if kept is None:
-            kept = torch.empty(limit, rows.shape[1], device=rows.device)
+            kept = torch.empty(limit, channels, device=rows.device)
         new_keys = draws.random(len(rows))
         entering, slots = _exchange(keys[: min(seen, limit)], new_keys, limit)
         keys[slots] = new_keys[entering]
@@ -72,10 +73,9 @@ def draw_positions(embeddings: Iterable[Tensor], limit: int, seed: int) -> Posit
     return Positions(_reordered(kept, _indices(order, kept)), _indices(images[order], kept), seen)
 
 
-def _check(batch: Tensor, first_image: int, kept: Tensor | None) -> None:
-    if batch.ndim != 4 or (kept is not None and batch.shape[1] != kept.shape[1]):
-        width = "d" if kept is None else kept.shape[1]
-        raise ShapeError(f"embeddings: expected (b, {width}, h, w), got {tuple(batch.shape)}")
+def _check(batch: Tensor, first_image: int, channels: int | None) -> int:
+    if batch.ndim != 4 or (channels is not None and batch.shape[1] != channels):
+        raise ShapeError(f"embeddings: expected (b, {channels or 'd'}, h, w), got {tuple(batch.shape)}")
     finite = batch.isfinite().flatten(1).all(dim=1)
     if not bool(finite.all()):
         image = first_image + int(finite.logical_not().nonzero()[0])
@@ -83,6 +83,7 @@ def _check(batch: Tensor, first_image: int, kept: Tensor | None) -> None:
             f"embedding of training image {image} (counted from 0): expected finite values, got NaN or infinity; "
             "look for a broken image or broken weights"
         )
+    return batch.shape[1]
 
 
 def _exchange(keys: NDArray[Any], new_keys: NDArray[Any], limit: int) -> tuple[NDArray[Any], NDArray[Any]]:
