@@ -34,7 +34,9 @@ class Pose:
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> Self:
-        return cls(np.radians(rng.uniform(-6, 6)), rng.uniform(-3.5, 3.5), rng.uniform(-8, 8), rng.uniform(0.97, 1.03))
+        return cls(
+            float(np.radians(rng.uniform(-6, 6))), rng.uniform(-3.5, 3.5), rng.uniform(-8, 8), rng.uniform(0.97, 1.03)
+        )
 
     def matrix(self, grid: Grid, size: tuple[int, int], oversampling: int) -> npt.NDArray[np.float64]:
         """2 x 3 affine map from grid pixels to pixels of a picture of (height, width) times ``oversampling``.
@@ -85,17 +87,18 @@ def draw_cloth(rng: np.random.Generator, size: tuple[int, int], density: float) 
     y = (np.arange(height, dtype=np.float32) / density)[:, None]
     angle, pitch = rng.uniform(-0.35, 0.35), rng.uniform(0.95, 1.25)
     bend = 0.25 * smooth_noise(rng, size, (4, 5))
-    u = (x * np.cos(angle) + y * np.sin(angle)) / pitch + bend
-    v = (y * np.cos(angle) - x * np.sin(angle)) / pitch + bend
-    warp, weft = np.floor(u).astype(np.int32), np.floor(v).astype(np.int32)
-    in_u, in_v = 2 * (u - warp) - 1, 2 * (v - weft) - 1
+    cosine, sine = float(np.cos(angle)) / pitch, float(np.sin(angle)) / pitch
+    u, v = x * cosine + (y * sine + bend), y * cosine + (bend - x * sine)
+    floor_u, floor_v = np.floor(u), np.floor(v)
+    warp, weft = floor_u.astype(np.int32), floor_v.astype(np.int32)
+    in_u, in_v = (2 * (u - floor_u) - 1) ** 2, (2 * (v - floor_v) - 1) ** 2
     over = ((warp + weft) & 1).astype(bool)
     threads = rng.normal(1, 0.16, (2, 512)).astype(np.float32)
     body = np.where(over, threads[0][warp & 511], threads[1][weft & 511])
-    bulge = np.where(over, (1 - in_u**2) * (1 - 0.5 * in_v**2), (1 - in_v**2) * (1 - 0.5 * in_u**2))
+    bulge = np.where(over, (1 - in_u) * (1 - 0.5 * in_v), 0.72 * (1 - in_v) * (1 - 0.5 * in_u))
     fibres = 1 + 0.18 * rng.standard_normal(size, dtype=np.float32)
     folds = 1 + 0.10 * smooth_noise(rng, size, (3, 4))
-    cloth = 0.018 * folds * fibres * body * (0.30 + bulge * np.where(over, 1.0, 0.72))
+    cloth = 0.018 * folds * fibres * body * (0.30 + bulge)
     return np.asarray(np.maximum(cloth, 0) + _lint(rng, size, density), np.float32)
 
 
@@ -116,17 +119,23 @@ def place(
     density = density_of(size) * OVERSAMPLING
     matrix = pose.matrix(grid, size, OVERSAMPLING)
     full = cloth.shape[1], cloth.shape[0]
-    plate = cv2.warpAffine(shaded, matrix, full, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    alpha = np.asarray(cv2.warpAffine(metal, matrix, full, flags=cv2.INTER_LINEAR), np.float32)
+    # Premultiplied by coverage, so that interpolation mixes no colour from beyond the rim.
+    layers = cv2.warpAffine(np.dstack([shaded * metal[..., None], metal]), matrix, full, flags=cv2.INTER_LINEAR)
+    plate, alpha = np.asarray(layers[..., :3], np.float32), np.ascontiguousarray(layers[..., 3])
     lx, ly, lz = light.direction()
     thrown = matrix.copy()
     thrown[:, 2] -= np.array([lx, ly]) / lz * THICKNESS * density
-    shadow = cv2.warpAffine(metal, thrown, full, flags=cv2.INTER_LINEAR)
-    shadow = cv2.GaussianBlur(shadow, (0, 0), light.shadow * density)
-    nearby = cv2.GaussianBlur(alpha, (0, 0), 1.5 * density)
+    shadow = _soften(cv2.warpAffine(metal, thrown, full, flags=cv2.INTER_LINEAR), light.shadow * density)
+    nearby = _soften(alpha, 1.5 * density)
     lit = light.ambient * (1 - 0.6 * nearby) + light.key * (1 - 0.93 * shadow)
-    ground = (cloth * lit)[..., None] * light.colour * np.array([1.08, 1.0, 0.97], np.float32)
-    return np.asarray(ground + alpha[..., None] * (plate - ground), np.float32)
+    tint = light.colour * np.array([1.08, 1.0, 0.97], np.float32)
+    return np.asarray(plate + (cloth * lit * (1 - alpha))[..., None] * tint, np.float32)
+
+
+def _soften(layer: cv2.typing.MatLike, sigma: float) -> Array:
+    """A blur by a triangle of the Gaussian's variance, whose cost does not grow with its width."""
+    size = 2 * max(1, round(np.sqrt(6 * sigma**2 + 1) - 1)) + 1
+    return np.asarray(cv2.stackBlur(layer, (size, size)), np.float32)
 
 
 def expose(linear: Array, camera: Camera, size: tuple[int, int]) -> npt.NDArray[np.uint8]:

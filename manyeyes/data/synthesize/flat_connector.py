@@ -142,11 +142,14 @@ def defects_config(size: tuple[int, int]) -> list[dict[str, Any]]:
 def whole_folder(out: str | Path) -> Iterator[Path]:
     """Give a hidden folder beside ``out`` to fill; rename it to ``out`` if the body succeeds, else remove it.
 
+    Only a process killed outright leaves the hidden folder, named .NAME.PID.part, behind; ``out`` is then absent.
+
     Raises: RunError if ``out`` holds anything already or cannot be written, with the way out.
     """
-    out = Path(out)
     try:
-        if out.is_symlink() or out.exists():
+        # Resolved, so that "." and links to empty folders have a name and a neighbour too.
+        out = Path(out).resolve()
+        if out.exists():
             if not out.is_dir():
                 raise RunError(f"{out}: expected a new or empty folder, found a file; choose another name")
             if any(out.iterdir()):

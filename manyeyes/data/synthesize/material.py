@@ -2,7 +2,8 @@
 
 The brushing runs along x, so microfacets scatter little along x and much along y: the anisotropic Gaussian lobe in
 slope space of Ward 1992 ("Measuring and modeling anisotropic reflection"), without its normalising factors, which an
-exposure would undo anyway. The half vector drifts linearly over the plate because the lamp is near: this draws the bright band.
+exposure would undo anyway. The half vector drifts linearly over the plate because the lamp is near: this draws the
+bright band.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Light:
     def draw(cls, rng: np.random.Generator) -> Self:
         return cls(
             azimuth=rng.uniform(-np.pi, 0.0),
-            elevation=np.radians(rng.uniform(48, 70)),
+            elevation=float(np.radians(rng.uniform(48, 70))),
             key=rng.uniform(0.85, 1.2),
             ambient=rng.uniform(0.22, 0.34),
             warmth=rng.uniform(-0.02, 0.07),
@@ -128,10 +129,12 @@ def _tone(rng: np.random.Generator, grid: Grid) -> Array:
     tone = np.repeat(mottle[..., None], 3, axis=2).astype(np.float32)
     for _ in range(int(rng.integers(0, 4))):
         x, y, radius = rng.uniform(-55, 55), rng.uniform(-22, 22), rng.uniform(3, 10)
-        ragged = radius * (1 + 0.18 * smooth_noise(rng, grid.shape, (14, 30)))
-        distance = grid.disc(x, y) * rng.uniform(0.8, 1.2) - ragged
-        body = 1 / (1 + np.exp(np.clip(distance * 1.6, -30, 30)))
+        window = grid.around(x, y, 2.2 * radius + 2)
+        shape = (window[0].stop - window[0].start, window[1].stop - window[1].start)
+        ragged = radius * (1 + 0.18 * smooth_noise(rng, shape, (8, 8)))
+        distance = grid.disc(x, y)[window] * rng.uniform(0.9, 1.2) - ragged
+        body = 1 / (1 + np.exp(distance * 1.6))
         # Dried liquid leaves most of its salt at the rim.
-        stain = rng.uniform(0.03, 0.10) * body + rng.uniform(0.0, 0.09) * np.exp(-((distance / 0.6) ** 2))
-        tone *= 1 - stain[..., None] * np.array([1.25, 1.0, 0.8], np.float32)
+        stain = rng.uniform(0.03, 0.12) * body + rng.uniform(0.0, 0.10) * np.exp(-((distance / 0.6) ** 2))
+        tone[window] *= 1 - stain[..., None] * np.array([1.25, 1.0, 0.8], np.float32)
     return np.asarray(tone, np.float32)
