@@ -140,18 +140,19 @@ class WeightedConfig(Config):
 
     kind: Literal["weighted"] = "weighted"
     weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
-        description="weight of each head by its name; heads that are not named weigh 0"
+        description="weight of each head by its name; heads that are not named weigh 1"
     )
 
-    def build(self, names: Sequence[str]) -> Weighted:
-        """Raises: ConfigError if a weight names no head, or no head weighs anything."""
+    def require_known(self, names: Sequence[str]) -> None:
+        """For whoever knows all heads. Raises: ConfigError if a weight names none of them."""
         unknown = sorted(set(self.weights) - set(names))
         if unknown:
             raise ConfigError(f"combiner.weights: unknown heads {unknown}; allowed: {list(names)}")
-        weights = [self.weights.get(name, 0.0) for name in names]
-        if not any(weights):
-            raise ConfigError(f"combiner.weights: expected a weight over 0 for at least one of {list(names)}")
-        return Weighted(names, weights)
+
+    def build(self, names: Sequence[str]) -> Weighted:
+        """``names`` may be some of the heads only; where none of them weighs anything, all weigh the same."""
+        weights = [self.weights.get(name, 1.0) for name in names]
+        return Weighted(names, weights if any(weights) else [1.0] * len(weights))
 
 
 class PositiveSquareConfig(Config):

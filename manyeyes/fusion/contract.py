@@ -123,7 +123,7 @@ class ScoreNormaliser(Fitted, ABC):
                 f"expected finite scores, got {bad} NaN or infinite among {scores.numel()}; look at the head"
             )
         with torch.no_grad():
-            self._fit(scores.detach().flatten())
+            self._fit((scores if scores.dtype == torch.float64 else scores.float()).detach().flatten())
         return self
 
     def transform(self, scores: Tensor) -> Tensor:

@@ -24,19 +24,16 @@ from manyeyes.maps import Grid, MapSpec, finest_grid, to_grid
 
 
 def share_out(total: int, limits: Mapping[str, int]) -> dict[str, int]:
-    """Share ``total`` evenly; what is over a member's limit goes to the others, the odd ones to the first.
+    """Share ``total`` evenly, the odd ones to the first; what is over a member's limit goes to the others.
 
     >>> share_out(10, {"a": 2, "b": 9, "c": 9})
     {'a': 2, 'b': 4, 'c': 4}
     """
     given = dict.fromkeys(limits, 0)
-    while total > 0:
-        room = [name for name in limits if given[name] < limits[name]]
-        if not room:
-            break
-        each, odd = divmod(total, len(room))
-        for number, name in enumerate(room):
-            more = min(each + (number < odd), limits[name] - given[name])
+    while total > 0 and (room := [name for name in limits if given[name] < limits[name]]):
+        each = max(1, total // len(room))
+        for name in room:
+            more = min(each, limits[name] - given[name], total)
             given[name] += more
             total -= more
     return given

@@ -40,7 +40,8 @@ class Moments:
 
     def update(self, samples: Tensor) -> Self:
         """Add samples. Shapes: (n, c). Raises: DataError if a value is not finite, or too large to be squared."""
-        for chunk in torch.split(samples.detach(), ROWS):
+        exact = samples if samples.dtype == torch.float64 else samples.float()
+        for chunk in torch.split(exact.detach(), ROWS):
             if self.count == 0:
                 self._move(chunk)
             centred = chunk - self._shift

@@ -24,6 +24,9 @@ from manyeyes.fusion.contract import ScoreNormaliser
 ROUNDING = 1e-6
 """A spread below this part of the largest score is rounding, not spread."""
 
+SMALLEST = 1e-20
+"""Nor is less than this: dividing by it would make ordinary scores infinite."""
+
 MAD_TO_STD = 1.4826
 """1 / the third quartile of the standard normal: makes the median absolute deviation a standard deviation."""
 
@@ -39,7 +42,7 @@ def quantiles(scores: Tensor, *at: float) -> tuple[float, ...]:
 
 def usable(spread: float, scores: Tensor) -> bool:
     """Whether a spread is more than the rounding of equal scores."""
-    return spread > ROUNDING * float(scores.abs().max())
+    return spread > max(ROUNDING * float(scores.abs().max()), SMALLEST)
 
 
 class Affine(ScoreNormaliser):

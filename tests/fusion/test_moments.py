@@ -1,0 +1,104 @@
+"""Streaming moments against NumPy's float64 of all samples at once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from manyeyes.errors import DataError
+from manyeyes.fusion.moments import ROWS, Moments, channel_variance, positions
+from manyeyes.maps import to_grid
+
+CHANNELS = 6
+
+
+def samples(n: int, seed: int = 0, offset: float = 0.0, spread: float = 1.0) -> torch.Tensor:
+    random = torch.Generator().manual_seed(seed)
+    mix = torch.randn(CHANNELS, CHANNELS, generator=random)
+    return torch.randn(n, CHANNELS, generator=random) @ mix * spread + offset
+
+
+@pytest.mark.parametrize(("offset", "spread"), [(0, 1), (1e3, 1), (-1e3, 0.1), (0, 1e-4), (0, 1e6)])
+def test_equals_numpy(offset: float, spread: float) -> None:
+    data = samples(3 * ROWS + 17, offset=offset, spread=spread)
+    moments = Moments(CHANNELS).update(data)
+    reference = data.double().numpy()
+    covariance = np.cov(reference, rowvar=False)
+    np.testing.assert_allclose(moments.mean, reference.mean(axis=0), rtol=1e-7, atol=1e-6 * spread)
+    np.testing.assert_allclose(moments.covariance(), covariance, rtol=1e-5, atol=1e-5 * covariance.max())
+
+
+@settings(max_examples=25, deadline=None)
+@given(cuts=st.lists(st.integers(1, 199), max_size=5), offset=st.sampled_from([0.0, 1e3]), seed=st.integers(0, 9))
+def test_the_cut_into_batches_does_not_matter(cuts: list[int], offset: float, seed: int) -> None:
+    data = samples(200, seed, offset)
+    parts = torch.tensor_split(data, sorted(cuts))
+    streamed, merged = Moments(CHANNELS), Moments(CHANNELS)
+    for part in parts:
+        streamed.update(part)
+        merged.merge(Moments(CHANNELS).update(part))
+    expected = torch.cov(data.double().T)
+    for moments in (streamed, merged):
+        assert moments.count == 200
+        torch.testing.assert_close(moments.mean, data.double().mean(dim=0), rtol=1e-7, atol=1e-6)
+        torch.testing.assert_close(moments.covariance(), expected, rtol=1e-5, atol=1e-5 * float(expected.max()))
+
+
+def test_merging_leaves_the_other_alone() -> None:
+    other = Moments(CHANNELS).update(samples(9, 1))
+    before = other.covariance()
+    Moments(CHANNELS).merge(other).update(samples(9, 2))
+    assert torch.equal(other.covariance(), before)
+
+
+def test_memory_is_the_channels_squared() -> None:
+    few, many = Moments(CHANNELS).update(samples(10)), Moments(CHANNELS).update(samples(20_000))
+    for moments in (few, many):
+        held = sum(value.numel() for value in vars(moments).values() if isinstance(value, torch.Tensor))
+        assert held == CHANNELS**2 + 2 * CHANNELS
+
+
+def test_half_precision_does_not_overflow() -> None:
+    """A sum of squares over 65504 is infinite in float16."""
+    moments = Moments(CHANNELS).update(samples(4000, spread=30).half())
+    assert torch.isfinite(moments.covariance()).all()
+
+
+def test_one_sample_has_no_variance() -> None:
+    assert not Moments(CHANNELS).update(samples(1)).covariance().any()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf"), 1e30])
+def test_refuses_what_cannot_be_squared(bad: float) -> None:
+    data = samples(50)
+    data[33, 2] = bad
+    with pytest.raises(DataError, match="finite"):
+        Moments(CHANNELS).update(data)
+
+
+def test_refuses_nothing() -> None:
+    with pytest.raises(DataError, match="got none"):
+        _ = Moments(CHANNELS).mean
+    with pytest.raises(DataError, match="got none"):
+        Moments(CHANNELS).update(torch.zeros(0, CHANNELS)).covariance()
+    with pytest.raises(DataError, match="got none"):
+        channel_variance([])
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3])
+def test_channel_variance_equals_numpy(offset: float) -> None:
+    data = samples(500, offset=offset)
+    mean, variance = channel_variance(data.tensor_split([1, 7, 300]))
+    np.testing.assert_allclose(mean, data.double().mean(dim=0), rtol=1e-12)
+    np.testing.assert_allclose(variance, data.double().var(dim=0), rtol=1e-9)
+
+
+def test_positions_are_those_of_the_resized_maps() -> None:
+    maps = (torch.randn(5, 2, 60, 60), torch.randn(5, 3, 30, 20))
+    chunks = list(positions(maps, (60, 60)))
+    assert max(len(chunk) for chunk in chunks) <= ROWS
+    expected = torch.cat([to_grid(value, (60, 60)) for value in maps], dim=1).movedim(1, -1).reshape(-1, 5)
+    assert torch.equal(torch.cat(chunks), expected)
