@@ -28,13 +28,17 @@ class MapHead(Fitted, ABC):
     def anomaly_map(self, embedding: Tensor) -> Tensor:
         """Shapes: (b, d, h, w) -> (b, h, w). Raises: NotFittedError before ``fit``."""
 
+    def judge(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """The map and the image score, which is the map's maximum where a head has no better one.
+
+        Shapes: (b, d, h, w) -> (b, h, w), (b,).
+        """
+        anomaly_map = self.anomaly_map(embedding)
+        return anomaly_map, anomaly_map.amax(dim=(1, 2))
+
     def score(self, embedding: Tensor) -> Tensor:
         """Image score. Shapes: (b, d, h, w) -> (b,)."""
-        return self.score_of(self.anomaly_map(embedding))
-
-    def score_of(self, anomaly_map: Tensor) -> Tensor:
-        """Image score from a map of this head: its maximum. Shapes: (b, h, w) -> (b,)."""
-        return anomaly_map.amax(dim=(1, 2))
+        return self.judge(embedding)[1]
 
 
 class VectorHead(Fitted, ABC):

@@ -1,0 +1,306 @@
+"""The command line: parse, call one function, print. Heavy packages are imported inside the commands."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from manyeyes import __version__
+from manyeyes.errors import ManyeyesError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Many frozen eyes on one manufactured part, fused into one verdict. Only pictures of good parts are needed.",
+)
+synthesize = typer.Typer(no_args_is_help=True, help="Draw a data set of made parts, defects and masks included.")
+app.add_typer(synthesize, name="synthesize")
+
+Out = Annotated[Path, typer.Option("--out", help="folder to write to")]
+Json = Annotated[Optional[Path], typer.Option("--json", help="write the figures to this file")]  # noqa: UP045
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1")]
+Precision = Annotated[str, typer.Option(help="trunks' precision: auto, float32, float16 or bfloat16")]
+Batch = Annotated[int, typer.Option("--batch-size", min=1, help="pictures per forward pass")]
+Layout = Annotated[str, typer.Option(help="auto, folder, mvtec-ad, mvtec-loco, visa, mpdd, btad or mtd")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="list unreadable pictures and leave them out")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bars")]
+Set = Annotated[Optional[list[str]], typer.Option("--set", help="override a field: fusion.components=128")]  # noqa: UP045
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"manyeyes {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print it and leave")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog="Example: `manyeyes demo --out demo`")
+def demo(out: Out = Path("demo"), seed: int = 0, quiet: Quiet = False) -> None:
+    """Make a data set, train four ensembles, print their table and write a report. Takes minutes, needs no download."""
+    from manyeyes.experiments.demo import run_demo
+    from manyeyes.progress import shown
+
+    with shown(quiet) as progress:
+        study = run_demo(out, seed=seed, progress=progress)
+    _print_table(study.table())
+    typer.echo(f"report: {study.report}")
+
+
+@app.command(epilog="Example: `manyeyes train bundled --data parts/connector --out runs/connector --set seed=1`")
+def train(
+    config: Annotated[str, typer.Argument(help="a preset's name or a YAML file")],
+    data: Annotated[Path, typer.Option("--data", help="folder of pictures")],
+    out: Out,
+    set_: Set = None,
+    layout: Layout = "auto",
+    labelled: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="folder with good and defective pictures, for combiners that learn from labels"),
+    ] = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    batch_size: Batch = 8,
+    skip_bad: SkipBad = False,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with a killed run in the same folder")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train an ensemble on good pictures and write a run folder."""
+    from manyeyes.data import read_image_set
+    from manyeyes.ensemble import load_config, train_run
+    from manyeyes.progress import shown
+
+    declared = load_config(config, set_ or ())
+    image_set = read_image_set(data, _layout(layout))
+    _tell(image_set.notes)
+    with shown(quiet) as progress:
+        ensemble = train_run(
+            declared,
+            image_set,
+            out,
+            device=device,
+            batch_size=batch_size,
+            precision=precision,
+            skip_bad=skip_bad,
+            resume=resume,
+            labelled=read_image_set(labelled) if labelled else None,
+            progress=progress,
+        )
+    _tell(ensemble.notes)
+    typer.echo(f"run: {out}")
+
+
+@app.command(epilog="Example: `manyeyes evaluate runs/connector --data parts/connector --json figures.json`")
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="run folder")],
+    data: Annotated[Path, typer.Option("--data", help="folder of pictures with a test split")],
+    json: Json = None,
+    layout: Layout = "auto",
+    device: Device = "auto",
+    precision: Precision = "auto",
+    batch_size: Batch = 8,
+    skip_bad: SkipBad = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure a run on the test pictures of a set."""
+    from manyeyes.data import read_image_set
+    from manyeyes.experiments.evaluation import evaluate_run, summary
+    from manyeyes.files import write_json
+    from manyeyes.progress import shown
+
+    image_set = read_image_set(data, _layout(layout))
+    _tell(image_set.notes)
+    with shown(quiet) as progress:
+        figures = evaluate_run(
+            run,
+            image_set,
+            device=device,
+            precision=precision,
+            batch_size=batch_size,
+            skip_bad=skip_bad,
+            progress=progress,
+        )
+    if json:
+        write_json(json, figures)
+    _print_table(summary(figures))
+
+
+@app.command(epilog="Example: `manyeyes predict runs/connector new/*.png --out verdicts --json verdicts.json`")
+def predict(
+    run: Annotated[Path, typer.Argument(help="run folder")],
+    paths: Annotated[list[Path], typer.Argument(help="pictures or folders of pictures")],
+    out: Out,
+    json: Json = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    batch_size: Batch = 8,
+    skip_bad: SkipBad = False,
+    quiet: Quiet = False,
+) -> None:
+    """Score pictures: heatmaps, masks, boxes, scores and decisions."""
+    from manyeyes.experiments.prediction import predict_paths
+    from manyeyes.files import write_json
+    from manyeyes.progress import shown
+
+    with shown(quiet) as progress:
+        verdicts = predict_paths(
+            run,
+            paths,
+            out,
+            device=device,
+            precision=precision,
+            batch_size=batch_size,
+            skip_bad=skip_bad,
+            progress=progress,
+        )
+    if json:
+        write_json(json, verdicts)
+    alarms = sum(item["alarm"] for item in verdicts["pictures"])
+    typer.echo(f"{len(verdicts['pictures'])} pictures, {alarms} alarms: {out}")
+
+
+@app.command(epilog="Example: `manyeyes compare bundled-score bundled-global --data parts/connector --out study`")
+def compare(
+    configs: Annotated[list[str], typer.Argument(help="presets or YAML files")],
+    data: Annotated[list[Path], typer.Option("--data", help="folder of pictures; may be given more than once")],
+    out: Out,
+    set_: Set = None,
+    seeds: Annotated[str, typer.Option(help="comma-separated")] = "0",
+    layout: Layout = "auto",
+    device: Device = "auto",
+    precision: Precision = "auto",
+    batch_size: Batch = 8,
+    skip_bad: SkipBad = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare ensembles on sets: a table and a report page. Features are extracted once, finished cells are kept."""
+    from manyeyes.data import read_image_set
+    from manyeyes.ensemble import load_config
+    from manyeyes.errors import ConfigError
+    from manyeyes.experiments.compare import run_study
+    from manyeyes.progress import shown
+
+    try:
+        numbers = [int(seed) for seed in seeds.split(",")]
+    except ValueError:
+        raise ConfigError(f"--seeds {seeds!r}: expected whole numbers with commas between, such as 0,1,2") from None
+    declared = [load_config(config, set_ or ()) for config in configs]
+    sets = [read_image_set(folder, _layout(layout)) for folder in data]
+    for image_set in sets:
+        _tell(image_set.notes)
+    with shown(quiet) as progress:
+        study = run_study(
+            declared,
+            sets,
+            out,
+            seeds=numbers,
+            device=device,
+            precision=precision,
+            batch_size=batch_size,
+            skip_bad=skip_bad,
+            progress=progress,
+        )
+    _print_table(study.table())
+    typer.echo(f"report: {study.report}")
+
+
+@synthesize.command("flat-connector", epilog="Example: `manyeyes synthesize flat-connector --out parts/connector`")
+def flat_connector(out: Out, seed: int = 0, quiet: Quiet = False) -> None:
+    """A brushed-metal flat connector with holes, logical and structural defects, in the LOCO layout."""
+    from manyeyes.data.synthesize import synthesize_flat_connector
+    from manyeyes.progress import shown
+
+    with shown(quiet) as progress:
+        synthesize_flat_connector(out, seed=seed, progress=progress.step("drawing flat connectors"))
+    typer.echo(f"data set: {out}")
+
+
+@app.command(epilog="Example: `manyeyes metrics maps --data mvtec_loco/juice_bottle --json figures.json`")
+def metrics(
+    maps: Annotated[Path, typer.Argument(help="folder of anomaly maps: MAPS/test/DEFECT/NAME.tiff or .npy")],
+    data: Annotated[Path, typer.Option("--data", help="folder with the ground truth")],
+    json: Json = None,
+    layout: Layout = "auto",
+) -> None:
+    """Measure anyone's anomaly maps with the same ruler."""
+    from manyeyes.experiments.metrics.maps import evaluate_maps
+    from manyeyes.files import write_json
+
+    figures = evaluate_maps(maps, data, layout=layout)
+    if json:
+        write_json(json, figures)
+    else:
+        import json as js
+
+        typer.echo(js.dumps(figures, indent=2))
+
+
+@app.command(epilog="Example: `manyeyes schema > ensemble.schema.json`")
+def schema() -> None:
+    """Print the JSON schema of the config, for editors."""
+    import json as js
+
+    from manyeyes.ensemble import EnsembleConfig
+
+    typer.echo(js.dumps(EnsembleConfig.model_json_schema(), indent=2))
+
+
+@app.command(epilog="Example: `manyeyes presets bundled > mine.yaml`")
+def presets(name: Annotated[Optional[str], typer.Argument(help="print this one as YAML")] = None) -> None:  # noqa: UP045
+    """List the presets, or print one as YAML to start from."""
+    from manyeyes.ensemble import PRESETS, load_config
+
+    if name:
+        typer.echo(load_config(name).to_yaml())
+        return
+    for preset in PRESETS.values():
+        typer.echo(f"{preset.name:<22} {preset.summary}")
+
+
+def _layout(kind: str) -> object:
+    from manyeyes.data import layout
+
+    return layout(kind)
+
+
+def _tell(notes: tuple[str, ...] | list[str]) -> None:
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
+
+
+def _print_table(rows: list[dict[str, str]]) -> None:
+    """Print rows as a table whose columns are the keys of the first."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for index, column in enumerate(rows[0] if rows else ()):
+        table.add_column(column, justify="left" if index == 0 else "right")
+    for row in rows:
+        table.add_row(*row.values())
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def main() -> None:
+    """Entry point: every error that a user can mend is one line and exit code 2."""
+    try:
+        app(standalone_mode=True)
+    except ManyeyesError as error:
+        typer.echo(f"manyeyes: {' '.join(str(error).split())}", err=True)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        typer.echo("manyeyes: stopped; finished parts are kept, --resume goes on where a run stopped", err=True)
+        raise SystemExit(130) from None

@@ -1,0 +1,40 @@
+"""Where the arithmetic runs, and in what precision the frozen trunks run there."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
+import torch
+
+from manyeyes.errors import ConfigError
+
+Precision = Literal["auto", "float32", "float16", "bfloat16"]
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """``auto`` is the first CUDA device, else the CPU.
+
+    Raises: ConfigError for an unknown name or a device that this machine does not have.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise ConfigError(f"device {name!r}: not usable here ({reason}); use auto, cpu or cuda:0") from None
+    return device
+
+
+def trunk_precision(device: torch.device, precision: Precision = "auto") -> AbstractContextManager[object]:
+    """Autocast for the trunks alone; everything fitted stays in float32.
+
+    ``auto`` is float16 on CUDA, which is also the precision of stored features, and float32 elsewhere.
+    """
+    if precision == "auto":
+        precision = "float16" if device.type == "cuda" else "float32"
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=getattr(torch, precision))

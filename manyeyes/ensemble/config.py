@@ -1,0 +1,107 @@
+"""The declaration of an ensemble: which eyes look, how what they see is fused, which heads judge, when to raise alarm.
+
+members:                              # frozen extractors, each with heads of its own (score level)
+  - name: lite0
+    extractor: {kind: patchcore, trunk: {kind: timm, architecture: tf_efficientnet_lite0}, stages: [2, 3]}
+    heads: [{kind: gaussian}]
+fusion: {kind: independent_pca, components: 256}
+heads: [{kind: discriminator}]        # judge the fused map
+combiner: {kind: sum}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from manyeyes.backbones import ExtractorConfig
+from manyeyes.config import Config
+from manyeyes.data import Frame
+from manyeyes.fusion import (
+    CombinerConfig,
+    FusionConfig,
+    IndependentPcaConfig,
+    NormaliserConfig,
+    PositiveSquareConfig,
+    ScoreLevelConfig,
+    ZScoreConfig,
+)
+from manyeyes.heads import HeadConfig
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+FUSED = "fused"
+
+
+class MemberConfig(Config):
+    """One eye: an extractor and, where its scores count by themselves, heads of its own."""
+
+    name: Name = Field(description="unique within the ensemble; names its scores in every result")
+    extractor: ExtractorConfig
+    heads: tuple[HeadConfig, ...] = Field(
+        (), description="heads on this member alone; their scores join the combination"
+    )
+    fusion: FusionConfig = Field(
+        IndependentPcaConfig(), description="how this member's own maps become the one map that its map heads judge"
+    )
+    fuse: bool = Field(True, description="whether this member's maps enter the fused map")
+
+
+class ThresholdConfig(Config):
+    """Where alarm begins, from good parts alone."""
+
+    false_alarm_rate: float = Field(0.05, gt=0, lt=1, description="share of good parts that may raise an alarm")
+
+
+class EnsembleConfig(Config):
+    """Everything that a fit depends on besides the pictures. Equal fingerprints give equal ensembles."""
+
+    name: Name = "ensemble"
+    seed: int = Field(0, ge=0, description="seeds the held-out split, the coresets and the discriminator")
+    frame: Frame = Field(Frame(), description="how a picture is brought to the canvas that all trunks see")
+    members: tuple[MemberConfig, ...] = Field(min_length=1)
+    fusion: FusionConfig = Field(IndependentPcaConfig(), description="how the members' maps become one map")
+    heads: tuple[HeadConfig, ...] = Field((), description="heads on the fused map; none with kind: score_level")
+    normaliser: NormaliserConfig = Field(ZScoreConfig(), description="brings every head's scores to one scale")
+    combiner: CombinerConfig = Field(PositiveSquareConfig(), description="makes one score of all heads' scores")
+    threshold: ThresholdConfig = ThresholdConfig()
+    validation: float = Field(
+        0.15, gt=0, lt=1, description="share of the training pictures held out where a set has no validation split"
+    )
+    blur: float = Field(
+        0.0156, ge=0, lt=0.2, description="Gaussian blur of anomaly maps, sigma as a share of the canvas"
+    )
+    store: Literal["float16", "float32"] = Field("float16", description="precision of stored features")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        names = [member.name for member in self.members]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"members must have different names, {', '.join(repeated)} stands more than once")
+        if FUSED in names:
+            raise ValueError(f"a member cannot be called {FUSED!r}: that names the fused map's scores")
+        if isinstance(self.fusion, ScoreLevelConfig):
+            if self.heads:
+                raise ValueError("heads judge a fused map, but fusion.kind is score_level: give heads to the members")
+            if not any(member.heads for member in self.members):
+                raise ValueError("fusion.kind is score_level, so at least one member needs heads")
+        elif not self.heads:
+            raise ValueError(f"fusion.kind is {self.fusion.kind}, so at least one entry in heads is needed")
+        if not isinstance(self.fusion, ScoreLevelConfig) and not any(member.fuse for member in self.members):
+            raise ValueError("no member enters the fused map: set fuse: true for one, or use fusion.kind: score_level")
+        for owner, heads in [(FUSED, self.heads), *((member.name, member.heads) for member in self.members)]:
+            names = head_names(owner, heads)
+            if len(set(names)) < len(names):
+                raise ValueError(f"{owner}: two heads with one name; give each a name of its own")
+        return self
+
+
+def head_names(owner: str, heads: Sequence[HeadConfig]) -> list[str]:
+    """``owner/kind`` for each head, numbered from the second of a kind on."""
+    names: list[str] = []
+    for head in heads:
+        same = sum(name.split("/")[1].rstrip("0123456789-") == head.kind for name in names)
+        names.append(f"{owner}/{head.kind}" + (f"-{same + 1}" if same else ""))
+    return names

@@ -1,0 +1,266 @@
+"""The ensemble: trunks once, branches on their taps, scores normalised and combined, a calibrated threshold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Self, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.transforms.functional import gaussian_blur
+
+from manyeyes.backbones import Eyes, FeatureExtractor, TrunkPool
+from manyeyes.ensemble.branch import Branch, Judgement
+from manyeyes.ensemble.config import FUSED, EnsembleConfig
+from manyeyes.ensemble.prediction import Prediction
+from manyeyes.ensemble.reading import Taps, TapSource
+from manyeyes.ensemble.threshold import conformal_threshold
+from manyeyes.errors import DataError, NotFittedError
+from manyeyes.fitted import Fitted
+from manyeyes.fusion import Combiner, ScoreLevelConfig, ScoreNormaliser, ZScoreConfig
+from manyeyes.maps import Grid, to_grid
+from manyeyes.progress import Advance, Progress, Silent
+
+PIXELS = 65_536
+"""Pixels per head that the map normaliser sees; more change nothing that shows."""
+LEAVE_OUT_GROUPS = 64
+
+
+class Ensemble(Fitted):
+    """Declared by a config, fitted on stored taps of good parts, then a function from pictures to `Prediction`.
+
+    ``canvas`` is the (H, W) that pictures are brought to: the config's frame size or, where it names none, the
+    largest input of any trunk.
+    """
+
+    def __init__(self, config: EnsembleConfig, pool: TrunkPool | None = None) -> None:
+        super().__init__()
+        self.config = config
+        pool = pool or TrunkPool()
+        extractors = {member.name: member.extractor.build(pool) for member in config.members}
+        self.notes: list[str] = []
+        """What a user must know about how the config was carried out."""
+        self.branches = nn.ModuleList(self._declare(extractors))
+        self.eyes = Eyes([e for branch in self.branches for e in cast(Branch, branch).extractors])
+        self.names = [name for branch in self.branches for name in cast(Branch, branch).names]
+        self.normalisers = nn.ModuleDict({name: config.normaliser.build() for name in self.names})
+        map_names = [name for branch in self._branches() for name in branch.map_names]
+        self.map_normalisers = nn.ModuleDict({name: ZScoreConfig().build() for name in map_names})
+        self.groups = self._groups(map_names)
+        self.combiners = nn.ModuleDict({group: self._combiner(names) for group, names in self.groups.items()})
+        self.canvas: Grid = config.frame.sized(self._largest_input()).canvas
+        self.declare("score_threshold_", "map_threshold_", "guaranteed_rate_", "validation_scores_")
+        self.eval()
+
+    def _branches(self) -> list[Branch]:
+        return [cast(Branch, branch) for branch in self.branches]
+
+    def _declare(self, extractors: Mapping[str, FeatureExtractor]) -> Iterable[Branch]:
+        config = self.config
+        if not isinstance(config.fusion, ScoreLevelConfig):
+            fused = []
+            for member in config.members:
+                if any(spec.spatial for spec in extractors[member.name].specs):
+                    if member.fuse:
+                        fused.append((member.name, extractors[member.name]))
+                elif not member.heads:
+                    raise DataError(f"member {member.name!r} has no feature map to fuse and no head: give it heads")
+                else:
+                    self.notes.append(
+                        f"member {member.name!r} has no feature map to fuse; it joins the score at score level instead"
+                    )
+            if fused:
+                yield Branch(FUSED, fused, config.fusion, config.heads)
+            else:
+                self.notes.append("no member has a feature map to fuse; scores are fused instead")
+        for member in config.members:
+            if member.heads:
+                yield Branch(member.name, [(member.name, extractors[member.name])], member.fusion, member.heads)
+
+    def _groups(self, map_names: Sequence[str]) -> dict[str, list[str]]:
+        """Which heads are combined into which score: all, each member's own, and both branches."""
+        groups = {"all": list(self.names)}
+        for member in self.config.members:
+            groups[f"member {member.name}"] = [name for name in self.names if name.split("/")[0] == member.name]
+        groups["branch picturable"] = list(map_names)
+        groups["branch unpicturable"] = [name for name in self.names if name not in map_names]
+        return {group: names for group, names in groups.items() if names}
+
+    def _combiner(self, names: Sequence[str]) -> Combiner:
+        return self.config.combiner.build(names)
+
+    def _largest_input(self) -> Grid:
+        sizes = [trunk.input_size for trunk in self.eyes.each()]
+        return max(h for h, _ in sizes), max(w for _, w in sizes)
+
+    @property
+    def picturable(self) -> bool:
+        """Whether any head draws a map."""
+        return len(self.map_normalisers) > 0
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the combiner learns from labelled pictures, defective ones among them."""
+        return any(cast(Combiner, combiner).needs_labels for combiner in self.combiners.values())
+
+    def tap_keys(self) -> list[str]:
+        return list(dict.fromkeys(key for branch in self._branches() for key in branch.tap_keys))
+
+    def fit(
+        self,
+        train: TapSource,
+        validation: TapSource,
+        labelled: tuple[TapSource, Tensor] | None = None,
+        progress: Progress | None = None,
+    ) -> Self:
+        """Fit every block and head on ``train``, every normaliser, the combiner and the threshold on ``validation``.
+
+        ``train`` and ``validation`` are taps of good pictures that are not the same; ``labelled`` are taps of pictures
+        with their labels (n,) in {0, 1}, for combiners that learn from labels.
+        """
+        progress = progress or Silent()
+        for branch in self._branches():
+            advance = progress.step(f"fitting {branch.name}")
+            branch.fit(train.only(branch.tap_keys), self.config.seed, advance)
+        scores, maps = self._read(validation, progress.step("scoring validation normals"))
+        for name, normaliser in self.normalisers.items():
+            cast(ScoreNormaliser, normaliser).fit(scores[name])
+        for name, normaliser in self.map_normalisers.items():
+            pixels = maps[name].flatten()
+            cast(ScoreNormaliser, normaliser).fit(pixels[:: max(1, len(pixels) // PIXELS)])
+        learned = None
+        if labelled is not None:
+            judged, _ = self._read(labelled[0], progress.step("scoring labelled pictures"))
+            learned = (judged, labelled[1])
+        self._fit_combiners(scores, learned)
+        self._calibrate(scores, maps)
+        return self
+
+    def _read(self, taps: TapSource, advance: Advance) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Every head's raw scores (n,), and its maps (n, h, w) on the branch's small grid."""
+        parts: list[Judgement] = []
+        with torch.inference_mode():
+            for batch in taps:
+                parts.append(self.judge(batch))
+                advance(sum(len(next(iter(part.scores.values()))) for part in parts), len(taps))
+        scores = {name: torch.cat([part.scores[name] for part in parts]) for name in self.names}
+        maps = {name: torch.cat([part.maps[name] for part in parts]) for name in self.map_normalisers}
+        for name, value in scores.items():
+            if not bool(torch.isfinite(value).all()):
+                raise DataError(
+                    f"head {name}: scores of validation normals are not finite; the features are degenerate"
+                )
+        return scores, maps
+
+    def _fit_combiners(self, scores: dict[str, Tensor], learned: tuple[dict[str, Tensor], Tensor] | None) -> None:
+        for group, names in self.groups.items():
+            combiner = cast(Combiner, self.combiners[group])
+            if combiner.needs_labels and learned is not None:
+                combiner.fit(self._normalised(learned[0], names), learned[1])
+            else:
+                combiner.fit(self._normalised(scores, names))
+
+    def _normalised(self, scores: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
+        """Shapes: {head: (n,)} -> (n, k)."""
+        return torch.stack([cast(ScoreNormaliser, self.normalisers[name]).transform(scores[name]) for name in names], 1)
+
+    def _calibrate(self, scores: dict[str, Tensor], maps: dict[str, Tensor]) -> None:
+        """Thresholds from validation normals, each scored with normalisers that have not seen it.
+
+        A score normalised with its own image in the statistics is drawn towards normal, most on few images, and a
+        threshold from such scores alarms too often.
+        """
+        rate = self.config.threshold.false_alarm_rate
+        n = len(next(iter(scores.values())))
+        groups = min(n, LEAVE_OUT_GROUPS)
+        left_out = torch.zeros(n)
+        members = torch.arange(n) % groups
+        for group in range(groups if n > 2 else 0):
+            inside, outside = members == group, members != group
+            columns = []
+            for name in self.names:
+                normaliser = self.config.normaliser.build().to(scores[name].device).fit(scores[name][outside])
+                columns.append(normaliser.transform(scores[name][inside]))
+            left_out[inside] = self.combine(torch.stack(columns, 1)).float().cpu()
+        if n <= 2:
+            left_out = self.combine(self._normalised(scores, self.names)).float().cpu()
+            self.notes.append(f"only {n} validation normals: the threshold is a guess; give more good pictures")
+        threshold, guaranteed = conformal_threshold(left_out, rate)
+        if guaranteed > rate:
+            self.notes.append(
+                f"{n} validation normals can promise a false-alarm rate of {guaranteed:.3f} at best, "
+                f"not {rate:.3f}; give at least {int(1 / rate)} validation normals"
+            )
+        self.score_threshold_ = torch.tensor(threshold)
+        self.guaranteed_rate_ = torch.tensor(guaranteed)
+        self.validation_scores_ = left_out
+        peaks = self.draw(maps).flatten(1).amax(1).cpu() if maps else torch.zeros(1)
+        self.map_threshold_ = torch.tensor(conformal_threshold(peaks, rate)[0])
+
+    def judge(self, taps: Taps) -> Judgement:
+        """Raw scores and maps of all heads."""
+        scores: dict[str, Tensor] = {}
+        maps: dict[str, Tensor] = {}
+        for branch in self._branches():
+            judgement = branch.judge(taps)
+            scores |= judgement.scores
+            maps |= judgement.maps
+        return Judgement(scores, maps)
+
+    def combine(self, normalised: Tensor, group: str = "all") -> Tensor:
+        """Shapes: (n, k) -> (n,)."""
+        return cast(Combiner, self.combiners[group]).combine(normalised)
+
+    def draw(self, maps: Mapping[str, Tensor]) -> Tensor:
+        """Mean of the heads' normalised maps, on the canvas and blurred. Shapes: {head: (b, h, w)} -> (b, H, W)."""
+        grids = [tuple(value.shape[1:]) for value in maps.values()]
+        grid = (max(h for h, _ in grids), max(w for _, w in grids))
+        total = torch.zeros(())
+        for name, value in maps.items():
+            normal = cast(ScoreNormaliser, self.map_normalisers[name]).transform(value)
+            total = total.to(value.device) + to_grid(normal[:, None], grid)
+        canvas = F.interpolate(total / len(maps), size=self.canvas, mode="bilinear", align_corners=False)
+        sigma = self.config.blur * min(self.canvas)
+        if sigma > 0:
+            canvas = gaussian_blur(canvas, [2 * int(4 * sigma / 2) + 1] * 2, [sigma] * 2)
+        return canvas[:, 0]
+
+    @torch.inference_mode()
+    def predict_taps(self, taps: Taps) -> Prediction:
+        """Verdicts from taps, extracted or stored. Raises: NotFittedError before ``fit`` or load."""
+        if not self.is_fitted:
+            raise NotFittedError("the ensemble was used before fit; call fit, or load a run")
+        judgement = self.judge(taps)
+        heads = {name: self._normalised(judgement.scores, [name])[:, 0] for name in self.names}
+        combined = {
+            group: self.combine(torch.stack([heads[name] for name in names], 1), group)
+            for group, names in self.groups.items()
+        }
+        score = combined.pop("all")
+        if judgement.maps:
+            anomaly_map = self.draw(judgement.maps)
+        else:
+            anomaly_map = torch.zeros(len(score), *self.canvas, device=score.device)
+        return Prediction(
+            score=score,
+            map=anomaly_map,
+            heads=heads,
+            members={g.removeprefix("member "): v for g, v in combined.items() if g.startswith("member ")},
+            branches={g.removeprefix("branch "): v for g, v in combined.items() if g.startswith("branch ")},
+            alarm=score >= self.score_threshold_,
+            mask=(anomaly_map >= self.map_threshold_)
+            if judgement.maps
+            else torch.zeros_like(anomaly_map, dtype=torch.bool),
+        )
+
+    def predict(self, images: Tensor) -> Prediction:
+        """Verdicts on pictures. Shapes: (b, 3, H, W) RGB in [0, 1], H and W the canvas -> `Prediction`."""
+        return self.predict_taps(self.eyes(images))
+
+    def load_fitted(self, state: Mapping[str, Tensor]) -> None:
+        """Take the fitted tensors of a saved ensemble of the same config. Raises: RuntimeError if they do not fit."""
+        for index, branch in enumerate(self._branches()):
+            branch.load_fitted(state, f"branches.{index}.")
+        trunks = {key: value for key, value in self.state_dict().items() if key.startswith("eyes.")}
+        self.load_state_dict({**state, **trunks})

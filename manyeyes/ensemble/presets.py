@@ -1,0 +1,108 @@
+"""Ensembles to start from: functions that return configs. ``presets/`` holds the same as YAML; a test compares them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from manyeyes.backbones import EfficientAdConfig, PatchCoreConfig, TimmTrunkConfig, uflow_pyramid
+from manyeyes.config import override
+from manyeyes.ensemble.config import EnsembleConfig, MemberConfig
+from manyeyes.errors import ConfigError
+from manyeyes.fusion import FusionConfig, GlobalPcaConfig, IndependentPcaConfig, ScoreLevelConfig, SumConfig
+from manyeyes.heads import DiscriminatorConfig, GaussianConfig, HeadConfig, MemoryBankConfig
+
+LITE0 = TimmTrunkConfig(architecture="tf_efficientnet_lite0", weights="bundled", size=256)
+WIDE_RESNET = TimmTrunkConfig(architecture="wide_resnet50_2", weights="tv_in1k", size=256)
+OWN_HEADS: tuple[HeadConfig, ...] = (MemoryBankConfig(), GaussianConfig())
+FUSED_HEADS: tuple[HeadConfig, ...] = (DiscriminatorConfig(), MemoryBankConfig())
+INDEPENDENT = IndependentPcaConfig(components=256, whiten=0.5)
+GLOBAL = GlobalPcaConfig(components=256, whiten=0.5)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """``build`` gives the config; ``summary`` is its line in the list."""
+
+    name: str
+    build: Callable[[], EnsembleConfig]
+    summary: str
+
+
+def fused(name: str, members: tuple[MemberConfig, ...], fusion: FusionConfig = INDEPENDENT) -> EnsembleConfig:
+    """All members' own heads beside the heads on the fused map: the default recipe."""
+    return EnsembleConfig(name=name, members=members, fusion=fusion, heads=FUSED_HEADS)
+
+
+def score_level(name: str, members: tuple[MemberConfig, ...]) -> EnsembleConfig:
+    """The members' own heads alone."""
+    return EnsembleConfig(name=name, members=members, fusion=ScoreLevelConfig())
+
+
+def bundled_members() -> tuple[MemberConfig, ...]:
+    """Two eyes through the trunk that comes with the installation: one sees the whole, one the details."""
+    fine = LITE0.model_copy(update={"size": 384})
+    return (
+        MemberConfig(name="lite0", extractor=PatchCoreConfig(trunk=LITE0, stages=(2, 3, 4)), heads=OWN_HEADS),
+        MemberConfig(name="lite0-fine", extractor=PatchCoreConfig(trunk=fine, stages=(2, 3)), heads=OWN_HEADS),
+    )
+
+
+def standard_members() -> tuple[MemberConfig, ...]:
+    """The eyes of the literature: PatchCore's, EfficientAD's and U-Flow's."""
+    return (
+        MemberConfig(name="patchcore", extractor=PatchCoreConfig(trunk=WIDE_RESNET, stages=(2, 3)), heads=OWN_HEADS),
+        MemberConfig(name="efficientad", extractor=EfficientAdConfig(), heads=OWN_HEADS),
+        MemberConfig(name="uflow", extractor=uflow_pyramid("wide_resnet50_2", "tv_in1k"), heads=OWN_HEADS),
+    )
+
+
+def single(name: str, trunk: TimmTrunkConfig, stages: tuple[int, ...], heads: tuple[HeadConfig, ...]) -> EnsembleConfig:
+    """One member with heads of its own and nothing fused."""
+    member = MemberConfig(name="member", extractor=PatchCoreConfig(trunk=trunk, stages=stages), heads=heads)
+    return EnsembleConfig(name=name, members=(member,), fusion=ScoreLevelConfig(), combiner=SumConfig())
+
+
+_ALL = (
+    Preset("bundled", lambda: fused("bundled", bundled_members()), "two eyes through a trunk that needs no download"),
+    Preset("bundled-single", lambda: single("bundled-single", LITE0, (2, 3, 4), OWN_HEADS), "its first eye alone"),
+    Preset("bundled-score", lambda: score_level("bundled-score", bundled_members()), "bundled, scores fused only"),
+    Preset("bundled-global", lambda: fused("bundled-global", bundled_members(), GLOBAL), "bundled, one global PCA"),
+    Preset("bundled-independent", lambda: fused("bundled-independent", bundled_members()), "bundled, a PCA per member"),
+    Preset("standard", lambda: fused("standard", standard_members()), "PatchCore, EfficientAD and U-Flow eyes, fused"),
+    Preset("standard-score", lambda: score_level("standard-score", standard_members()), "standard, scores fused only"),
+    Preset("standard-global", lambda: fused("standard-global", standard_members(), GLOBAL), "standard, one global PCA"),
+    Preset("puad", lambda: single("puad", LITE0, (2, 3, 4), OWN_HEADS), "picturable and unpicturable score, summed"),
+    Preset(
+        "patchcore",
+        lambda: single("patchcore", WIDE_RESNET, (2, 3), (MemoryBankConfig(),)),
+        "PatchCore on WideResNet-50-2",
+    ),
+    Preset(
+        "simplenet",
+        lambda: single("simplenet", WIDE_RESNET, (2, 3), (DiscriminatorConfig(),)),
+        "SimpleNet's discriminator on WideResNet-50-2",
+    ),
+)
+PRESETS: dict[str, Preset] = {preset.name: preset for preset in _ALL}
+
+
+def load_config(name: str, overrides: Iterable[str] = ()) -> EnsembleConfig:
+    """A preset by name or a YAML file by path, with ``field=value`` overrides.
+
+    Raises: ConfigError naming the file, the field and what is allowed.
+    """
+    if name in PRESETS:
+        values: dict[str, Any] = PRESETS[name].build().model_dump(mode="json")
+        return EnsembleConfig.parse(override(values, overrides), f"preset {name}")
+    if not Path(name).exists():
+        raise ConfigError(f"{name}: neither a file nor a preset; presets: {', '.join(PRESETS)}")
+    return EnsembleConfig.from_yaml(name, overrides)
+
+
+def preset_yaml(name: str) -> str:
+    """The YAML of a preset as it lies in the package."""
+    return (files("manyeyes.ensemble") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")

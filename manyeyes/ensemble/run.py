@@ -1,0 +1,130 @@
+"""A run folder: what a fit leaves behind, whole or absent, and without pickle.
+
+``state.safetensors`` is the run: fitted tensors and, in its header, the config, the environment, the trunks' digests
+and the figures, so that one rename makes all of it true at once. ``config.yaml``, ``environment.json`` and
+``metrics.json`` say the same for people. Trunk weights are named and hashed, not copied.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from manyeyes import __version__
+from manyeyes.backbones import TrunkPool
+from manyeyes.ensemble.config import EnsembleConfig
+from manyeyes.ensemble.ensemble import Ensemble
+from manyeyes.errors import RunError, WeightsError
+from manyeyes.files import make_folder, write_json, write_text, writing
+
+STATE = "state.safetensors"
+FORMAT = "1"
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "scikit-learn", "opencv-python-headless")
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What a fit ran on."""
+    processor = (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    )
+    return {
+        "manyeyes": __version__,
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "device": str(device),
+        "processor": processor,
+        **{name: version(name) for name in PACKAGES},
+    }
+
+
+def save_run(folder: str | Path, ensemble: Ensemble, device: torch.device, metrics: dict[str, Any]) -> Path:
+    """Write a fitted ensemble. A killed save leaves the old run whole. Raises: RunError naming the file."""
+    folder = make_folder(folder)
+    trunks = {
+        trunk.key: {"weights": trunk.weights_source, "digest": trunk.weights_digest} for trunk in ensemble.eyes.each()
+    }
+    details = {"environment": environment(device), "trunks": trunks, "metrics": metrics, "notes": ensemble.notes}
+    tensors = {
+        key: value.detach().cpu().contiguous().clone()
+        for key, value in ensemble.state_dict().items()
+        if not key.startswith("eyes.")
+    }
+    config = json.dumps(ensemble.config.model_dump(mode="json"))
+    header = {"format": FORMAT, "config": config, "details": json.dumps(details, allow_nan=False)}
+    with writing(folder / STATE) as temporary:
+        try:
+            save_file(tensors, str(temporary), metadata=header)
+        except SafetensorError as error:
+            # safetensors wraps the system's error in words: pass the likely one on.
+            raise OSError(28 if "No space" in str(error) else 5, str(error)) from None
+    write_text(folder / "config.yaml", ensemble.config.to_yaml())
+    write_json(folder / "environment.json", {**environment(device), "trunks": trunks})
+    write_json(folder / "metrics.json", metrics | {"notes": ensemble.notes})
+    return folder
+
+
+def read_header(folder: str | Path) -> tuple[EnsembleConfig, dict[str, Any]]:
+    """The config and the details of a run. Raises: RunError if there is no whole run in the folder."""
+    path = Path(folder) / STATE
+    if not path.exists():
+        raise RunError(f"{folder}: holds no finished run (no {STATE}); train one with `manyeyes train`")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            header = file.metadata() or {}
+        config, details = json.loads(header["config"]), json.loads(header["details"])
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise RunError(f"{path}: is no whole run ({error}); train it again") from None
+    return EnsembleConfig.parse(config, str(path)), details
+
+
+def load_run(folder: str | Path, device: torch.device | str = "cpu", pool: TrunkPool | None = None) -> Ensemble:
+    """The fitted ensemble of a run folder.
+
+    Raises: RunError if there is none or it is broken; WeightsError if a trunk's weights are not those of the fit.
+    """
+    config, details = read_header(folder)
+    edited = Path(folder) / "config.yaml"
+    if edited.exists() and yaml.safe_load(edited.read_text()) != config.model_dump(mode="json"):
+        raise RunError(f"{edited}: was changed after the fit; train again with it, or restore it to use this run")
+    ensemble = Ensemble(config, pool)
+    for trunk in ensemble.eyes.each():
+        known = details["trunks"].get(trunk.key)
+        if known is None:
+            digests = ", ".join(f"{entry['weights']} ({entry['digest']})" for entry in details["trunks"].values())
+            raise WeightsError(
+                f"{folder}: was fitted with weights {digests}, found {trunk.weights_source} ({trunk.weights_digest}); "
+                "supply the same weights or train again"
+            )
+    try:
+        with safe_open(str(Path(folder) / STATE), framework="pt") as file:
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        ensemble.load_fitted(state)
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise RunError(
+            f"{folder}/{STATE}: does not fit its config ({' '.join(str(error).split())[:200]}); train again"
+        ) from None
+    ensemble.notes = list(details["notes"])
+    return ensemble.to(device)
+
+
+@contextmanager
+def owned(folder: str | Path) -> Iterator[Path]:
+    """Own a run folder while the body runs. Raises: RunError if another process does."""
+    folder = make_folder(folder)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield folder
+    except Timeout:
+        raise RunError(f"{folder}: another process is writing this run; wait for it or choose another folder") from None

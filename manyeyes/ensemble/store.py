@@ -1,0 +1,209 @@
+"""The feature store: what the trunks saw of a list of pictures, on disk, extracted once and read by every fit.
+
+One folder per (trunk, canvas, list of pictures), one ``.npy`` file per stage, half precision by default, written batch
+by batch and read as a memory map: neither writing nor reading holds more than one batch. An extraction that was
+killed continues after its last checkpoint. Two processes may share a store: the second waits for the first or, where
+the first died, takes over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from filelock import FileLock
+from numpy.typing import NDArray
+from torch import Tensor
+
+from manyeyes.backbones import Eyes
+from manyeyes.data import Frame, ImageBatches, Sample
+from manyeyes.errors import DataError, RunError
+from manyeyes.files import make_folder, read_json, require_space, write_json
+
+Indices = NDArray[np.int64]
+Progress = Callable[[int, int], None]
+Precision = Literal["float16", "float32"]
+CHECKPOINT_SECONDS = 5.0
+
+
+def samples_fingerprint(samples: Sequence[Sample], frame: Frame, skip_bad: bool) -> str:
+    """16 hexadecimal digits that change when a picture, its size or date on disk, the order or the canvas changes."""
+    digest = hashlib.sha256(f"{frame.fingerprint()}{skip_bad}".encode())
+    for sample in samples:
+        try:
+            status = sample.path.stat()
+        except OSError as error:
+            if not skip_bad:
+                raise DataError(f"{sample.path}: cannot be read ({error.strerror})") from None
+            continue
+        digest.update(f"{sample.path.resolve()}|{status.st_size}|{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+class StoredTaps:
+    """Taps of some pictures, read batch by batch from the store. Re-iterable; a slice of images costs nothing.
+
+    Yields: {tap key: (b, c, h, w) float32}.
+    """
+
+    def __init__(
+        self, arrays: dict[str, Path], indices: Sequence[int] | Indices, batch_size: int, device: torch.device
+    ) -> None:
+        self.arrays, self.batch_size, self.device = arrays, batch_size, device
+        self.indices = np.asarray(indices, dtype=np.int64)
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        return len(self.indices)
+
+    @property
+    def scratch(self) -> Path:
+        return next(iter(self.arrays.values())).parent
+
+    def only(self, keys: Sequence[str]) -> StoredTaps:
+        """The same pictures, reading only some taps."""
+        return StoredTaps({key: self.arrays[key] for key in keys}, self.indices, self.batch_size, self.device)
+
+    def subset(self, positions: Sequence[int]) -> StoredTaps:
+        """Some of these pictures, by their position in this list."""
+        return StoredTaps(
+            self.arrays, self.indices[np.asarray(positions, dtype=np.int64)], self.batch_size, self.device
+        )
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        # Opened anew for every pass, so that pages of an earlier pass are given back.
+        files = {key: np.load(path, mmap_mode="r", allow_pickle=False) for key, path in self.arrays.items()}
+        for start in range(0, len(self.indices), self.batch_size):
+            rows = self.indices[start : start + self.batch_size]
+            yield {key: torch.from_numpy(file[rows]).to(self.device).float() for key, file in files.items()}
+
+
+class FeatureStore:
+    """Extract once per distinct trunk, canvas and list of pictures; hand out `StoredTaps`."""
+
+    def __init__(self, folder: str | Path, precision: Precision = "float16") -> None:
+        self.folder, self.precision = make_folder(folder), precision
+
+    def extract(
+        self,
+        eyes: Eyes,
+        samples: Sequence[Sample],
+        frame: Frame,
+        *,
+        batch_size: int,
+        device: torch.device,
+        skip_bad: bool = False,
+        progress: Progress | None = None,
+    ) -> tuple[StoredTaps, tuple[Sample, ...], list[tuple[Path, str]]]:
+        """Taps of ``samples``, extracted now or found in the store.
+
+        Returns: the taps; the samples that they belong to (all, unless ``skip_bad`` left some out); what was left out.
+        Raises: DataError naming the picture that cannot be read; RunError if the disk is full.
+        """
+        if not samples:
+            raise DataError("there is no picture to extract features from")
+        pictures = samples_fingerprint(samples, frame, skip_bad)
+        folders = {key: self.folder / key / pictures for key in eyes.stages}
+        arrays = {f"{key}.{stage}": folders[key] / f"{stage}.npy" for key in eyes.stages for stage in eyes.stages[key]}
+        with FileLock(self.folder / f"{pictures}.lock"):
+            missing = [key for key in eyes.stages if not self._complete(folders[key], eyes.stages[key])]
+            if missing:
+                batches = ImageBatches(samples, frame, batch_size, skip_bad=skip_bad)
+                self._extract(eyes, missing, batches, folders, device, progress)
+        records = [read_json(folder / "done.json") for folder in folders.values()]
+        skipped = [(Path(path), reason) for path, reason in records[0]["skipped"]]
+        left_out = {path for path, _ in skipped}
+        kept = tuple(sample for sample in samples if sample.path not in left_out)
+        if not kept:
+            raise DataError(f"none of the {len(samples)} pictures could be read; the first: {skipped[0][1]}")
+        return StoredTaps(arrays, range(len(kept)), batch_size, device), kept, skipped
+
+    def _complete(self, folder: Path, stages: Sequence[str]) -> bool:
+        done = folder / "done.json"
+        return done.exists() and set(stages) <= set(read_json(done)["stages"])
+
+    def _extract(
+        self,
+        eyes: Eyes,
+        missing: Sequence[str],
+        batches: ImageBatches,
+        folders: dict[str, Path],
+        device: torch.device,
+        progress: Progress | None,
+    ) -> None:
+        part = eyes.restricted(missing)
+        total = len(batches.samples)
+        state = self._resume(part, batches, {key: folders[key] for key in missing})
+        files: dict[str, np.memmap] = {}
+        row = state["rows"]
+        batches.skipped[:] = [(Path(path), reason) for path, reason in state["skipped"]]
+        saved = time.monotonic()
+        try:
+            for number, batch in enumerate(batches.starting(state["batches"]), start=state["batches"]):
+                if len(batch.images):
+                    taps = part(batch.images.to(device, non_blocking=True))
+                    for key, value in taps.items():
+                        if key not in files:
+                            files[key] = self._open(folders, key, (total, *value.shape[1:]), row > 0)
+                        files[key][row : row + len(value)] = self._cast(value, key)
+                    row += len(batch.images)
+                if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                    for file in files.values():
+                        file.flush()
+                    self._checkpoint(folders, missing, number + 1, row, batches)
+                    saved = time.monotonic()
+                if progress:
+                    progress(min((number + 1) * batches.batch_size, total), total)
+        except OSError as error:
+            raise RunError(f"{self.folder}: the feature store cannot be written: {error.strerror}") from error
+        skipped = [[str(path), reason] for path, reason in batches.skipped]
+        for key in missing:
+            write_json(folders[key] / "done.json", {"stages": part.stages[key], "rows": row, "skipped": skipped})
+            (folders[key] / "state.json").unlink(missing_ok=True)
+
+    def _checkpoint(
+        self, folders: dict[str, Path], keys: Sequence[str], batch: int, rows: int, batches: ImageBatches
+    ) -> None:
+        skipped = [[str(path), reason] for path, reason in batches.skipped]
+        for key in keys:
+            write_json(folders[key] / "state.json", {"batches": batch, "rows": rows, "skipped": skipped})
+
+    def _resume(self, part: Eyes, batches: ImageBatches, folders: dict[str, Path]) -> dict[str, Any]:
+        """How far a killed extraction of the same trunks and stages came: the least of their states."""
+        states = []
+        for key, folder in folders.items():
+            path, stages = folder / "state.json", folder / "stages.json"
+            whole = path.exists() and stages.exists() and read_json(stages) == [batches.batch_size, part.stages[key]]
+            states.append(read_json(path) if whole else {"batches": 0, "rows": 0, "skipped": []})
+            if not whole:
+                (folder / "done.json").unlink(missing_ok=True)
+                write_json(stages, [batches.batch_size, part.stages[key]])
+        return min(states, key=lambda state: state["batches"])
+
+    def _open(self, folders: dict[str, Path], key: str, shape: tuple[int, ...], resume: bool) -> np.memmap:
+        trunk, _, stage = key.partition(".")
+        path = folders[trunk] / f"{stage}.npy"
+        if resume:
+            return np.lib.format.open_memmap(path, mode="r+")
+        needed = int(np.prod(shape)) * np.dtype(self.precision).itemsize
+        require_space(path.parent, needed)
+        file = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(self.precision), shape=shape)
+        if hasattr(os, "posix_fallocate"):
+            # A memory map on a full disk dies with a bus error: take the space now, where it fails with words.
+            with open(path, "rb+") as handle:
+                os.posix_fallocate(handle.fileno(), 0, path.stat().st_size)
+        return file
+
+    def _cast(self, value: Tensor, key: str) -> np.ndarray:
+        stored = value.cpu().numpy().astype(self.precision)
+        if not np.isfinite(stored).all():
+            raise DataError(
+                f"features {key}: not finite in {self.precision}; the weights may be broken, else set store: float32"
+            )
+        return stored

@@ -1,0 +1,182 @@
+"""From a folder of pictures to a run folder: read, hold out, extract, fit, save; resumable at every step."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from manyeyes.backbones import Eyes
+from manyeyes.data import Frame, ImageSet, Sample, hold_out
+from manyeyes.device import Precision, resolve_device, trunk_precision
+from manyeyes.ensemble.config import EnsembleConfig
+from manyeyes.ensemble.ensemble import Ensemble
+from manyeyes.ensemble.run import STATE, load_run, owned, read_header, save_run
+from manyeyes.ensemble.store import FeatureStore, StoredTaps
+from manyeyes.errors import DataError, RunError
+from manyeyes.files import write_text
+from manyeyes.progress import Progress, Silent
+
+FEATURES = "features"
+PENDING = "unfinished.yaml"
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """Where and how features are taken; the same for every ensemble that shares a store."""
+
+    store: FeatureStore
+    device: torch.device
+    batch_size: int = 8
+    precision: Precision = "auto"
+    skip_bad: bool = False
+
+    def __call__(
+        self, eyes: Eyes, samples: Sequence[Sample], frame: Frame, what: str, progress: Progress
+    ) -> tuple[StoredTaps, tuple[Sample, ...]]:
+        """Taps of ``samples`` and the samples they belong to, in order."""
+        with trunk_precision(self.device, self.precision):
+            taps, kept, skipped = self.store.extract(
+                eyes,
+                samples,
+                frame,
+                batch_size=self.batch_size,
+                device=self.device,
+                skip_bad=self.skip_bad,
+                progress=progress.step(what),
+            )
+        for path, reason in skipped:
+            progress.say(f"left out {path}: {reason}")
+        return taps, kept
+
+
+def split(image_set: ImageSet, config: EnsembleConfig) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
+    """Training and validation normals: the set's own, else held out of train by seed.
+
+    Raises: DataError if fewer than two good pictures are there to be split.
+    """
+    if not image_set.train:
+        raise DataError(f"{image_set.root}: there is no training picture")
+    if image_set.validation:
+        return image_set.train, image_set.validation
+    if len(image_set.train) < 2:
+        raise DataError(
+            f"{image_set.root}: only one training picture; at least 2 are needed, one of them for the threshold"
+        )
+    return hold_out(image_set.train, config.validation, config.seed)
+
+
+def fit_ensemble(
+    config: EnsembleConfig,
+    image_set: ImageSet,
+    extraction: Extraction,
+    progress: Progress | None = None,
+    ensemble: Ensemble | None = None,
+    labelled: ImageSet | None = None,
+) -> tuple[Ensemble, dict[str, Any]]:
+    """Extract what is not stored yet and fit.
+
+    Features of all training and validation pictures lie in one list, so that another seed's split extracts nothing.
+    Returns: the ensemble; seconds and counts of the fit.
+    """
+    progress = progress or Silent()
+    ensemble = (ensemble or Ensemble(config)).to(extraction.device)
+    train, validation = split(image_set, config)
+    everything = (*image_set.train, *image_set.validation)
+    frame = config.frame.sized(ensemble.canvas)
+    start = time.perf_counter()
+    taps, kept = extraction(ensemble.eyes, everything, frame, f"extracting {image_set.name}", progress)
+    extracted = time.perf_counter()
+    position = {sample.path: index for index, sample in enumerate(kept)}
+    rows = [[position[sample.path] for sample in part if sample.path in position] for part in (train, validation)]
+    if not rows[0] or not rows[1]:
+        raise DataError(
+            f"{image_set.root}: no readable picture is left to {'train on' if not rows[0] else 'validate with'}"
+        )
+    extra = _labelled(ensemble, labelled, extraction, frame, progress)
+    ensemble.fit(taps.subset(rows[0]), taps.subset(rows[1]), extra, progress)
+    fitted = time.perf_counter()
+    return ensemble, {
+        "train_images": len(rows[0]),
+        "validation_images": len(rows[1]),
+        "seconds": {"extraction": round(extracted - start, 2), "fit": round(fitted - extracted, 2)},
+        "score_threshold": float(ensemble.score_threshold_),
+        "map_threshold": float(ensemble.map_threshold_),
+        "false_alarm_rate": {
+            "asked": config.threshold.false_alarm_rate,
+            "guaranteed": float(ensemble.guaranteed_rate_),
+        },
+        "validation_scores": [round(float(value), 6) for value in ensemble.validation_scores_],
+    }
+
+
+def _labelled(
+    ensemble: Ensemble, labelled: ImageSet | None, extraction: Extraction, frame: Frame, progress: Progress
+) -> tuple[StoredTaps, Tensor] | None:
+    if not ensemble.needs_labels:
+        return None
+    if labelled is None or not labelled.test:
+        raise DataError(
+            f"combiner {ensemble.config.combiner.kind} learns from labelled pictures: give a folder of good and "
+            "defective ones with --labelled, apart from the test set, or choose another combiner"
+        )
+    taps, kept = extraction(ensemble.eyes, labelled.test, frame, "extracting labelled pictures", progress)
+    return taps, torch.tensor([sample.label for sample in kept])
+
+
+def train_run(
+    config: EnsembleConfig,
+    image_set: ImageSet,
+    out: str | Path,
+    *,
+    device: str = "auto",
+    batch_size: int = 8,
+    precision: Precision = "auto",
+    skip_bad: bool = False,
+    resume: bool = False,
+    labelled: ImageSet | None = None,
+    progress: Progress | None = None,
+) -> Ensemble:
+    """Train into a run folder. After a kill, the same call with ``resume`` goes on and ends with the same scores.
+
+    Raises: RunError if the folder already holds a run, belongs to another config or is being written.
+    """
+    out = Path(out)
+    with owned(out):
+        if (found := _finished(out, config, resume)) is not None:
+            (progress or Silent()).say(f"{out}: already finished, nothing to do")
+            return found.to(resolve_device(device))
+        write_text(out / PENDING, config.to_yaml())
+        where = resolve_device(device)
+        extraction = Extraction(FeatureStore(out / FEATURES, config.store), where, batch_size, precision, skip_bad)
+        ensemble, figures = fit_ensemble(config, image_set, extraction, progress, labelled=labelled)
+        figures["data"] = {"root": os.fspath(image_set.root.resolve()), "layout": image_set.layout}
+        save_run(out, ensemble, where, figures)
+        (out / PENDING).unlink(missing_ok=True)
+        shutil.rmtree(out / FEATURES, ignore_errors=True)
+        return ensemble
+
+
+def _finished(out: Path, config: EnsembleConfig, resume: bool) -> Ensemble | None:
+    """The finished run that a resumed call finds, if any; refuses to touch what is not this run's."""
+    pending = out / PENDING
+    if pending.exists():
+        if not resume:
+            raise RunError(f"{out}: holds an unfinished run; go on with --resume, or choose another folder")
+        if EnsembleConfig.from_yaml(pending) != config:
+            raise RunError(f"{out}: the unfinished run has another config ({pending}); choose another folder")
+        return None
+    if (out / STATE).exists():
+        if not resume:
+            raise RunError(f"{out}: already holds a run; choose another folder or delete it")
+        if read_header(out)[0] != config:
+            raise RunError(f"{out}: already holds a run of another config; choose another folder")
+        return load_run(out)
+    return None

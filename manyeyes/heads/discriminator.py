@@ -1,0 +1,116 @@
+"""Discriminator: a small network that tells features of good parts from the same features with noise added.
+
+Source: SimpleNet (Liu et al., CVPR 2023, arXiv 2303.15140): truncated L1 loss, anomaly score = minus the output. We
+differ where it was measured to matter (docs/discriminator.md): no trainable adapter, which learns to enlarge the
+features until the noise is nothing; noise of many strengths, log-uniform per feature and relative to the
+root-mean-square of the features, so that one default serves every ensemble; a fixed schedule of hundreds of steps on
+stored features instead of epochs of images, and never an epoch picked on the test set.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import ClassVar, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from manyeyes.config import Config
+from manyeyes.errors import DataError, ShapeError
+from manyeyes.heads.contract import MapHead
+from manyeyes.heads.positions import sample_positions
+
+MARGIN, SLOPE = 0.5, 0.2
+
+
+class DiscriminatorConfig(Config):
+    """``noise`` is the range of the noise's standard deviation, in root-mean-squares of the features."""
+
+    picturable: ClassVar[bool] = True
+    kind: Literal["discriminator"] = "discriminator"
+    hidden: int = Field(1024, ge=1, description="width of the hidden layer")
+    steps: int = Field(600, ge=1, description="optimiser steps; the schedule is fixed")
+    batch: int = Field(2048, ge=2, description="features per step, as many noisy ones beside them")
+    learning_rate: float = Field(1e-3, gt=0, description="peak of a one-cycle schedule")
+    weight_decay: float = Field(1e-5, ge=0)
+    noise: tuple[float, float] = Field((0.3, 1.0), description="weakest and strongest noise, relative to the features")
+    positions: int = Field(262_144, ge=2, description="features kept in memory for the fit, drawn from all positions")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not 0 < self.noise[0] <= self.noise[1]:
+            raise ValueError(f"noise: expected 0 < weakest <= strongest, got {list(self.noise)}")
+        return self
+
+    def build(self, channels: int) -> Discriminator:
+        return Discriminator(self, channels)
+
+
+class Discriminator(MapHead):
+    """Score of a position = minus the discriminator's output there.
+
+    Shapes: (b, d, h, w) -> (b, h, w). Units: of the margin, near -0.5 on normal features and 0.5 on noisy ones.
+    Raises: DataError if the features are all zero or not finite; NotFittedError before ``fit``.
+    """
+
+    weights_: Tensor
+    biases_: Tensor
+    output_: Tensor
+
+    def __init__(self, config: DiscriminatorConfig, channels: int) -> None:
+        super().__init__()
+        self.config, self.channels = config, channels
+        self.declare("weights_", "biases_", "output_")
+
+    def fit(self, embeddings: Iterable[Tensor], seed: int) -> Self:
+        """Train on stored features; the fitted network keeps its batch norm folded into the first layer."""
+        features = sample_positions(embeddings, self.config.positions, seed)
+        scale = features.square().mean().sqrt()
+        if not bool(scale > 0):
+            raise DataError("discriminator: all features are zero; the training pictures may be constant")
+        with torch.inference_mode(False), torch.enable_grad():
+            hidden, norm, output = self._train(features.clone(), float(scale), seed)
+        gain = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+        self.weights_ = (hidden.weight * gain[:, None]).detach()
+        self.biases_ = ((hidden.bias - norm.running_mean) * gain + norm.bias).detach()
+        self.output_ = output.weight[0].detach()
+        return self
+
+    def _train(self, features: Tensor, scale: float, seed: int) -> tuple[nn.Linear, nn.BatchNorm1d, nn.Linear]:
+        config, device = self.config, features.device
+        generator = torch.Generator(device=device).manual_seed(seed)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            hidden = nn.Linear(self.channels, config.hidden)
+            output = nn.Linear(config.hidden, 1, bias=False)
+        norm = nn.BatchNorm1d(config.hidden)
+        network = nn.Sequential(hidden, norm, nn.LeakyReLU(SLOPE), output).to(device).train()
+        optimiser = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.learning_rate, config.steps, pct_start=0.05)
+        low, high = (math.log(limit * scale) for limit in config.noise)
+        for _ in range(config.steps):
+            rows = torch.randint(len(features), (config.batch,), generator=generator, device=device)
+            normal = features[rows]
+            strength = torch.rand(config.batch, 1, generator=generator, device=device).mul_(high - low).add_(low).exp_()
+            noise = torch.randn(normal.shape, generator=generator, device=device)
+            judged = network(torch.cat([normal, torch.addcmul(normal, noise, strength)]))[:, 0]
+            good, fake = judged.split(config.batch)
+            loss = F.relu(MARGIN - good).mean() + F.relu(MARGIN + fake).mean()
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+        return hidden, norm, output
+
+    @torch.no_grad()
+    def anomaly_map(self, embedding: Tensor) -> Tensor:
+        self.require_fit()
+        if embedding.ndim != 4 or embedding.shape[1] != self.channels:
+            raise ShapeError(f"discriminator: expected (b, {self.channels}, h, w), got {tuple(embedding.shape)}")
+        rows = rearrange(embedding, "b d h w -> (b h w) d")
+        judged = F.leaky_relu_(torch.addmm(self.biases_, rows, self.weights_.T), SLOPE) @ self.output_
+        return rearrange(-judged, "(b h w) -> b h w", b=len(embedding), h=embedding.shape[2])
