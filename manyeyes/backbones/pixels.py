@@ -16,14 +16,20 @@ IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
 IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
 
 
+SMALLEST, LARGEST = 16, 4096
+
+
 def _square_as_one(value: Any) -> Any:
     """[256, 256] and 256 are one size, so they must have one fingerprint."""
-    if isinstance(value, list | tuple) and len(value) == 2 and value[0] == value[1]:
-        return value[0]
-    return value
+    sides = list(value) if isinstance(value, list | tuple) else [value, value]
+    if len(sides) != 2 or not all(type(side) is int and SMALLEST <= side <= LARGEST for side in sides):
+        raise ValueError(
+            f"expected one whole number of pixels from {SMALLEST} to {LARGEST}, or [height, width], got {value!r}"
+        )
+    return sides[0] if sides[0] == sides[1] else tuple(sides)
 
 
-Side = Annotated[int, Field(ge=16, le=4096)]
+Side = Annotated[int, Field(ge=SMALLEST, le=LARGEST)]
 Size = Annotated[Side | tuple[Side, Side], BeforeValidator(_square_as_one)]
 
 

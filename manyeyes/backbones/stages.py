@@ -7,14 +7,14 @@ Where we differ: a map keeps its own resolution and all its channels; resizing a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from torch import Tensor
 
 from manyeyes.backbones.contract import FeatureExtractor, Stage, Tap, Trunk
 from manyeyes.backbones.pool import TrunkPool
-from manyeyes.backbones.trunk import TimmTrunkConfig
+from manyeyes.backbones.trunk import POOLED, TimmTrunkConfig
 from manyeyes.config import Config
 from manyeyes.errors import ConfigError
 from manyeyes.maps import MapSpec
@@ -26,8 +26,14 @@ def _odd(side: int) -> int:
     return side
 
 
+def _index_or_pooled(value: Any) -> Any:
+    if value != POOLED and type(value) is not int:
+        raise ValueError(f"expected a stage's index or {POOLED}, got {value!r}")
+    return value
+
+
 Neighbourhood = Annotated[int, Field(ge=1, le=15), AfterValidator(_odd)]
-StageNames = Annotated[tuple[int | Literal["pooled"], ...], Field(min_length=1)]
+StageName = Annotated[int | Literal["pooled"], BeforeValidator(_index_or_pooled)]
 
 
 class TimmConfig(Config):
@@ -35,8 +41,9 @@ class TimmConfig(Config):
 
     kind: Literal["timm"] = "timm"
     trunk: TimmTrunkConfig = Field(TimmTrunkConfig(), description="The network that this member looks through.")
-    stages: StageNames = Field(
-        description="timm's feature indices (a transformer's blocks, from 0), negative from the end, or pooled."
+    stages: tuple[StageName, ...] = Field(
+        min_length=1,
+        description="timm's feature indices (a transformer's blocks, from 0), negative from the end, or pooled.",
     )
     neighbourhood: Neighbourhood = Field(1, description="Side of the square mean around every position; 1 is none.")
 

@@ -226,7 +226,7 @@ def test_bad_stages_are_refused(config: Any, words: str) -> None:
     [
         (TimmConfig, {}, "stages: this field is required"),
         (TimmConfig, {"stages": []}, "stages"),
-        (TimmConfig, {"stages": ["poolled"]}, "poolled"),
+        (TimmConfig, {"stages": ["poolled"]}, "stages.0: expected a stage's index or pooled, got 'poolled'"),
         (PatchCoreConfig, {"neighbourhood": 4}, "expected an odd side, such as 5"),
         (PatchCoreConfig, {"trunk": {"size": 0}}, "trunk.size"),
         (EfficientAdConfig, {"teacher": {"role": "student"}}, "expected role: teacher"),

@@ -164,7 +164,7 @@ def test_bad_configs_say_what_to_write(fields: dict[str, Any], words: str) -> No
         TimmTrunkConfig(**{"weights": "random"} | fields).build()
 
 
-@pytest.mark.parametrize("size", [0, 15, 5000, (64,), (64, 64, 64), "large", 64.5])
+@pytest.mark.parametrize("size", [0, 15, 5000, (64,), (64, 64, 64), (64, 8), "large", 64.5, True])
 def test_bad_sizes_are_refused(size: Any) -> None:
-    with pytest.raises(ConfigError, match="size"):
+    with pytest.raises(ConfigError, match=r"size: expected one whole number of pixels from 16 to 4096, or \[height"):
         TimmTrunkConfig.parse({"size": size})
