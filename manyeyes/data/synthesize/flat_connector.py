@@ -21,7 +21,8 @@ import cv2
 import numpy as np
 
 from manyeyes.data.synthesize.camera import density_of
-from manyeyes.data.synthesize.defects import DEFECTS, GROUPS, Defect, Spot
+from manyeyes.data.synthesize.contract import Defect, Spot
+from manyeyes.data.synthesize.defects import DEFECTS, GROUPS
 from manyeyes.data.synthesize.geometry import SINK_RADIUS
 from manyeyes.data.synthesize.scene import Image, Scene
 from manyeyes.errors import ConfigError, RunError

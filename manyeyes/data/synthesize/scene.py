@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from manyeyes.data.synthesize.camera import OVERSAMPLING, Camera, Pose, density_of, draw_cloth, expose, place
-from manyeyes.data.synthesize.defects import Defect
+from manyeyes.data.synthesize.contract import Defect
 from manyeyes.data.synthesize.geometry import Array, Grid, Plate, shape_surface
 from manyeyes.data.synthesize.material import Finish, Light, shade
 
