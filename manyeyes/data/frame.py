@@ -5,12 +5,12 @@ Every step keeps pixel centres in place: position x of n pixels is (x + 0.5) / n
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from manyeyes.config import Config
@@ -19,6 +19,7 @@ from manyeyes.errors import ConfigError, ShapeError
 Size = tuple[int, int]
 Side = Annotated[int, Field(ge=8, le=8192)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Region = tuple[Fraction, Fraction, Fraction, Fraction]
 Array = NDArray[Any]
 
 
@@ -32,20 +33,17 @@ class Frame(Config):
         "square",
         description="square: stretch the picture over the canvas; keep: fit it inside and repeat its edges around it",
     )
-    region: tuple[Fraction, Fraction, Fraction, Fraction] | None = Field(
+    region: Region | None = Field(
         None, description="region of interest [left, top, right, bottom] in fractions 0..1 of the picture"
     )
     bits: int = Field(16, ge=9, le=16, description="significant bits of 16-bit pictures: 12 for values of 0..4095")
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.region is not None:
-            left, top, right, bottom = self.region
-            if left >= right or top >= bottom:
-                raise ValueError(
-                    f"[left, top, right, bottom] must have left < right and top < bottom, got {self.region}"
-                )
-        return self
+    @field_validator("region")
+    @classmethod
+    def _not_empty(cls, region: Region | None) -> Region | None:
+        if region is not None and (region[0] >= region[2] or region[1] >= region[3]):
+            raise ValueError(f"expected [left, top, right, bottom] with left < right and top < bottom, got {region}")
+        return region
 
     @property
     def canvas(self) -> Size:

@@ -127,10 +127,9 @@ def _decode(path: Path, to_array: Callable[[Image.Image], Array]) -> tuple[Array
         with Image.open(path) as image:
             turn, declared, deep = _orientation(image), _declared_bits(image), _is_deep_colour(image)
             image.load()
-            # Loading a TIFF turns it.
-            turned = image.format == "TIFF"
             values = _opencv(path) if deep else to_array(image)
-            values = values if turned and not deep else _turn(values, turn)
+            # Both libraries turn a TIFF when they load it, and nothing else.
+            values = values if image.format == "TIFF" else _turn(values, turn)
     except UnidentifiedImageError:
         values, declared = _opencv(path), None
     if min(values.shape[:2]) < MIN_SIDE:
