@@ -21,6 +21,9 @@ from manyeyes.maps import Grid, to_grid
 ROWS = 8192
 """Samples per matrix product: large enough that the product dominates, small enough that a chunk stays under 100 MB."""
 
+BLOCK = 256
+"""Channels per block of the product: it is symmetric, so that the blocks under the diagonal are left out."""
+
 ROUNDING = 1e-12
 """A variance below this part of the squared mean is float32 rounding of a constant (1e-6 of the mean, squared)."""
 
@@ -28,7 +31,8 @@ ROUNDING = 1e-12
 class Moments:
     """Count, mean and second moment of (n, c) samples, kept on the device of the samples.
 
-    Equals the mean and covariance of all samples at once (tests/fusion/test_moments.py).
+    Samples may lie in memory channel by channel. Equals the mean and covariance of all samples at once
+    (tests/fusion/test_moments.py).
     """
 
     def __init__(self, channels: int) -> None:
@@ -36,6 +40,7 @@ class Moments:
         self.count = 0
         self._shift = torch.zeros(channels)
         self._sum = torch.zeros(channels, dtype=torch.float64)
+        # Only the upper triangle counts.
         self._second = torch.zeros(channels, channels, dtype=torch.float64)
 
     def update(self, samples: Tensor) -> Self:
@@ -45,16 +50,16 @@ class Moments:
             if self.count == 0:
                 self._move(chunk)
             centred = chunk - self._shift
-            gram = centred.T @ centred
-            # A value that is not finite, or whose square is not, shows up on the diagonal.
-            if not torch.isfinite(gram.diagonal()).all():
-                raise DataError(
-                    "expected finite features, got NaN, infinite or far too large ones; "
-                    "check the trunk's weights and input"
-                )
-            self._second += gram
+            for start in range(0, self.channels, BLOCK):
+                rows = slice(start, start + BLOCK)
+                self._second[rows, start:] += centred[:, rows].T @ centred[:, start:]
             self._sum += centred.sum(dim=0, dtype=torch.float64)
             self.count += len(chunk)
+        # A value that is not finite, or whose square is not, stays on the diagonal.
+        if not torch.isfinite(self._second.diagonal()).all():
+            raise DataError(
+                "expected finite features, got NaN, infinite or far too large ones; check the trunk's weights and input"
+            )
         return self
 
     def merge(self, other: Moments) -> Self:
@@ -84,8 +89,7 @@ class Moments:
         """
         self._require_samples()
         scatter = self._second - torch.outer(self._sum, self._sum / self.count)
-        scatter = (scatter + scatter.T) / 2
-        return scatter / max(self.count - 1, 1)
+        return (scatter.triu() + scatter.triu(1).T) / max(self.count - 1, 1)
 
     def _require_samples(self) -> None:
         if self.count == 0:
@@ -105,7 +109,8 @@ def positions(maps: tuple[Tensor, ...], grid: Grid) -> Iterator[Tensor]:
     images = max(1, ROWS // (grid[0] * grid[1]))
     for start in range(0, len(maps[0]), images):
         resized = torch.cat([to_grid(value[start : start + images], grid) for value in maps], dim=1)
-        yield rearrange(resized, "b c h w -> (b h w) c")
+        # Channel by channel in memory: that copy is several times faster than the one to position by position.
+        yield rearrange(resized, "b c h w -> c (b h w)").T
 
 
 def channel_variance(chunks: Iterable[Tensor]) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manyeyes.errors import DataError
-from manyeyes.fusion.moments import ROWS, Moments, channel_variance, positions
+from manyeyes.fusion.moments import BLOCK, ROWS, Moments, channel_variance, positions
 from manyeyes.maps import to_grid
 
 CHANNELS = 6
@@ -59,6 +59,13 @@ def test_memory_is_the_channels_squared() -> None:
     for moments in (few, many):
         held = sum(value.numel() for value in vars(moments).values() if isinstance(value, torch.Tensor))
         assert held == CHANNELS**2 + 2 * CHANNELS
+
+
+def test_blocks_of_channels_make_the_whole_covariance() -> None:
+    data = torch.randn(900, 2 * BLOCK + 5, generator=torch.Generator().manual_seed(0))
+    covariance = Moments(data.shape[1]).update(data).covariance()
+    assert torch.equal(covariance, covariance.T)
+    torch.testing.assert_close(covariance, torch.cov(data.double().T), atol=1e-5, rtol=1e-5)
 
 
 def test_half_precision_does_not_overflow() -> None:
