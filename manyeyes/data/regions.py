@@ -36,7 +36,7 @@ def region_masks(sample: Sample) -> list[tuple[Mask, float]]:
     """Each defect region of a sample and the area in px at which it counts as found.
 
     A file marked ``whole`` is one region, any other is split into its 8-connected components. A relative saturation is
-    a fraction of the region's area, an absolute one is capped at that area. Empty masks give no region.
+    a fraction of the region's area in whole pixels, an absolute one is capped at that area. Empty masks give no region.
 
     Shapes: [((H, W), area)]. Raises: DataError if masks differ in size.
     """
@@ -45,7 +45,8 @@ def region_masks(sample: Sample) -> list[tuple[Mask, float]]:
         for part in [mask] if region.whole else components(mask):
             area = int(part.sum())
             if area:
-                limit = region.saturation * area if region.relative else region.saturation
+                # Whole pixels, rounded down: so does the official LOCO evaluation, to judge by its answers.
+                limit = max(1, int(region.saturation * area)) if region.relative else region.saturation
                 found.append((part, float(min(limit, area))))
     return found
 

@@ -59,7 +59,14 @@ def test_components_of_an_ordinary_mask_and_one_region_of_a_whole_one(masked):
 
 @pytest.mark.parametrize(
     ("saturation", "relative", "areas"),
-    [(0.5, True, [10, 50]), (30, False, [20, 30]), (1.0, True, [20, 100]), (1e6, False, [20, 100])],
+    [
+        (0.5, True, [10, 50]),
+        (0.33, True, [6, 33]),
+        (0.01, True, [1, 1]),
+        (30, False, [20, 30]),
+        (1.0, True, [20, 100]),
+        (1e6, False, [20, 100]),
+    ],
 )
 def test_saturation(masked, saturation, relative, areas):
     parts = region_masks(masked(TWO, saturation=saturation, relative=relative))
