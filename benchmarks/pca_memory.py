@@ -81,10 +81,7 @@ def main() -> None:
     variance = 100 * float(fusion.explained_variance_ratio_.sum())
     rows = [
         ("positions x channels", f"{images * GRID[0] * GRID[1]:,} x {arguments.channels:,}"),
-        (
-            "components kept",
-            f"{fusion.channels}, {100 * float(fusion.explained_variance_ratio_.sum()):.1f} % of variance",
-        ),
+        ("components kept", f"{fusion.channels}, {variance:.1f} % of the variance"),
         ("resident peak, fit included", f"{resident_mb():,.0f} MB"),
         ("resident peak before the fit", f"{before:,.0f} MB"),
         ("the features all at once would be", f"{all_at_once:,.0f} MB"),
