@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Literal, Optional
 
 import typer
 
@@ -24,9 +24,11 @@ app.add_typer(synthesize, name="synthesize")
 Out = Annotated[Path, typer.Option("--out", help="folder to write to")]
 Json = Annotated[Optional[Path], typer.Option("--json", help="write the figures to this file")]  # noqa: UP045
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1")]
-Precision = Annotated[str, typer.Option(help="trunks' precision: auto, float32, float16 or bfloat16")]
+PrecisionName = Literal["auto", "float32", "float16", "bfloat16"]
+Precision = Annotated[PrecisionName, typer.Option(help="precision of the trunks")]
 Batch = Annotated[int, typer.Option("--batch-size", min=1, help="pictures per forward pass")]
-Layout = Annotated[str, typer.Option(help="auto, folder, mvtec-ad, mvtec-loco, visa, mpdd, btad or mtd")]
+LayoutName = Literal["auto", "folder", "mvtec-ad", "mvtec-loco", "visa", "mpdd", "btad", "mtd"]
+Layout = Annotated[LayoutName, typer.Option(help="how the image set lies on disk")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="list unreadable pictures and leave them out")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bars")]
 Set = Annotated[Optional[list[str]], typer.Option("--set", help="override a field: fusion.components=128")]  # noqa: UP045
@@ -78,12 +80,12 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train an ensemble on good pictures and write a run folder."""
-    from manyeyes.data import read_image_set
+    from manyeyes.data import layout_of, read_image_set
     from manyeyes.ensemble import load_config, train_run
     from manyeyes.progress import shown
 
     declared = load_config(config, set_ or ())
-    image_set = read_image_set(data, _layout(layout))
+    image_set = read_image_set(data, layout_of(layout))
     _tell(image_set.notes)
     with shown(quiet) as progress:
         ensemble = train_run(
@@ -115,12 +117,12 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Measure a run on the test pictures of a set."""
-    from manyeyes.data import read_image_set
+    from manyeyes.data import layout_of, read_image_set
     from manyeyes.experiments.evaluation import evaluate_run, summary
     from manyeyes.files import write_json
     from manyeyes.progress import shown
 
-    image_set = read_image_set(data, _layout(layout))
+    image_set = read_image_set(data, layout_of(layout))
     _tell(image_set.notes)
     with shown(quiet) as progress:
         figures = evaluate_run(
@@ -186,7 +188,7 @@ def compare(
     quiet: Quiet = False,
 ) -> None:
     """Compare ensembles on sets: a table and a report page. Features are extracted once, finished cells are kept."""
-    from manyeyes.data import read_image_set
+    from manyeyes.data import layout_of, read_image_set
     from manyeyes.ensemble import load_config
     from manyeyes.errors import ConfigError
     from manyeyes.experiments.compare import run_study
@@ -197,7 +199,7 @@ def compare(
     except ValueError:
         raise ConfigError(f"--seeds {seeds!r}: expected whole numbers with commas between, such as 0,1,2") from None
     declared = [load_config(config, set_ or ()) for config in configs]
-    sets = [read_image_set(folder, _layout(layout)) for folder in data]
+    sets = [read_image_set(folder, layout_of(layout)) for folder in data]
     for image_set in sets:
         _tell(image_set.notes)
     with shown(quiet) as progress:
@@ -267,12 +269,6 @@ def presets(name: Annotated[Optional[str], typer.Argument(help="print this one a
         return
     for preset in PRESETS.values():
         typer.echo(f"{preset.name:<22} {preset.summary}")
-
-
-def _layout(kind: str) -> object:
-    from manyeyes.data import layout
-
-    return layout(kind)
 
 
 def _tell(notes: tuple[str, ...] | list[str]) -> None:

@@ -14,6 +14,7 @@ from manyeyes.data.readers import (
     MvtecAd,
     MvtecLoco,
     Visa,
+    layout_of,
     read_image_set,
 )
 from manyeyes.data.regions import ground_truth_mask, region_masks
@@ -40,6 +41,7 @@ __all__ = [
     "ground_truth_mask",
     "hold_out",
     "image_size",
+    "layout_of",
     "paths_to_samples",
     "read_image",
     "read_image_set",

@@ -42,7 +42,8 @@ class Ensemble(Fitted):
         self.notes: list[str] = []
         """What a user must know about how the config was carried out."""
         self.branches = nn.ModuleList(self._declare(extractors))
-        self.eyes = Eyes([e for branch in self.branches for e in cast(Branch, branch).extractors])
+        self.extractors = [e for branch in self.branches for e in cast(Branch, branch).extractors]
+        self.eyes = Eyes(self.extractors)
         self.names = [name for branch in self.branches for name in cast(Branch, branch).names]
         self.normalisers = nn.ModuleDict({name: config.normaliser.build() for name in self.names})
         map_names = [name for branch in self._branches() for name in branch.map_names]

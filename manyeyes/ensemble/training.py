@@ -94,18 +94,12 @@ def fit_ensemble(
     start = time.perf_counter()
     taps, kept = extraction(ensemble.eyes, everything, frame, f"extracting {image_set.name}", progress)
     extracted = time.perf_counter()
-    position = {sample.path: index for index, sample in enumerate(kept)}
-    rows = [[position[sample.path] for sample in part if sample.path in position] for part in (train, validation)]
-    if not rows[0] or not rows[1]:
-        raise DataError(
-            f"{image_set.root}: no readable picture is left to {'train on' if not rows[0] else 'validate with'}"
-        )
     extra = _labelled(ensemble, labelled, extraction, frame, progress)
-    ensemble.fit(taps.subset(rows[0]), taps.subset(rows[1]), extra, progress)
+    rows = fit_extracted(ensemble, taps, kept, (train, validation), extra, progress)
     fitted = time.perf_counter()
     return ensemble, {
-        "train_images": len(rows[0]),
-        "validation_images": len(rows[1]),
+        "train_images": rows[0],
+        "validation_images": rows[1],
         "seconds": {"extraction": round(extracted - start, 2), "fit": round(fitted - extracted, 2)},
         "score_threshold": float(ensemble.score_threshold_),
         "map_threshold": float(ensemble.map_threshold_),
@@ -115,6 +109,27 @@ def fit_ensemble(
         },
         "validation_scores": [round(float(value), 6) for value in ensemble.validation_scores_],
     }
+
+
+def fit_extracted(
+    ensemble: Ensemble,
+    taps: StoredTaps,
+    samples: Sequence[Sample],
+    parts: tuple[Sequence[Sample], Sequence[Sample]],
+    labelled: tuple[StoredTaps, Tensor] | None,
+    progress: Progress,
+) -> tuple[int, int]:
+    """Fit from taps of ``samples``, of which ``parts`` are for training and validation; give the counts of both.
+
+    Raises: DataError if no readable picture is left in one of them.
+    """
+    position = {sample.path: index for index, sample in enumerate(samples)}
+    rows = [[position[sample.path] for sample in part if sample.path in position] for part in parts]
+    for chosen, purpose in zip(rows, ("train on", "validate with"), strict=True):
+        if not chosen:
+            raise DataError(f"no readable picture is left to {purpose}; mend the files or give more good pictures")
+    ensemble.fit(taps.subset(rows[0]), taps.subset(rows[1]), labelled, progress)
+    return len(rows[0]), len(rows[1])
 
 
 def _labelled(

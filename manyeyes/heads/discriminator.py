@@ -68,15 +68,16 @@ class Discriminator(MapHead):
 
     def fit(self, embeddings: Iterable[Tensor], seed: int) -> Self:
         """Train on stored features; the fitted network keeps its batch norm folded into the first layer."""
-        features = sample_positions(embeddings, self.config.positions, seed)
+        features = sample_positions(embeddings, self.config.positions, seed, self.channels)
         scale = features.square().mean().sqrt()
         if not bool(scale > 0):
             raise DataError("discriminator: all features are zero; the training pictures may be constant")
         with torch.inference_mode(False), torch.enable_grad():
             hidden, norm, output = self._train(features.clone(), float(scale), seed)
-        gain = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+        mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
+        gain = norm.weight / torch.sqrt(variance + norm.eps)
         self.weights_ = (hidden.weight * gain[:, None]).detach()
-        self.biases_ = ((hidden.bias - norm.running_mean) * gain + norm.bias).detach()
+        self.biases_ = ((hidden.bias - mean) * gain + norm.bias).detach()
         self.output_ = output.weight[0].detach()
         return self
 
@@ -101,7 +102,7 @@ class Discriminator(MapHead):
             good, fake = judged.split(config.batch)
             loss = F.relu(MARGIN - good).mean() + F.relu(MARGIN + fake).mean()
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             schedule.step()
         return hidden, norm, output

@@ -17,7 +17,8 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from manyeyes.config import describe
 from manyeyes.data.images import read_mask_values
 from manyeyes.data.listing import names
-from manyeyes.data.readers.layout import Inventory, Layout
+from manyeyes.data.readers.layout import Inventory, Layout, is_good, pair_masks
+from manyeyes.data.readers.split_folders import mask_folders
 from manyeyes.data.sample import ImageSet, Region, Sample
 from manyeyes.data.threads import in_threads
 from manyeyes.errors import DataError
@@ -51,10 +52,14 @@ class MvtecLoco(Layout):
     def _find(self, inventory: Inventory, seed: int) -> ImageSet:
         train = inventory.good(inventory.require("train/good", self.kind))
         validation = inventory.good(inventory.below("validation/good"))
-        test = inventory.good(inventory.below("test/good"))
-        groups = [f for f in inventory.folders(inventory.below("test")) if f.name.casefold() != "good"]
-        found = {group: inventory.pictures(group) for group in groups}
-        masks = {group: _masks(inventory, group, pictures) for group, pictures in found.items()}
+        folders = inventory.folders(inventory.below("test"))
+        test = tuple(sample for folder in folders if is_good(folder) for sample in inventory.good(folder))
+        found = {folder: inventory.pictures(folder) for folder in folders if not is_good(folder)}
+        truths = mask_folders(inventory, inventory.below("ground_truth"), list(found))
+        masks = {
+            group: _masks(inventory, truth, pictures)
+            for truth, (group, pictures) in zip(truths, found.items(), strict=True)
+        }
         regions = self._regions(inventory, [mask for by_stem in masks.values() for m in by_stem.values() for mask in m])
         for group, pictures in found.items():
             for path in pictures:
@@ -119,12 +124,16 @@ def _region_value(mask: Path) -> int:
     return highest
 
 
-def _masks(inventory: Inventory, group: Path, pictures: Sequence[Path]) -> dict[str, list[Path]]:
-    """Mask files of each picture of a group, by stem. Raises: DataError if a mask has no picture."""
-    truth = inventory.below(f"ground_truth/{group.name}")
+def _masks(inventory: Inventory, truth: Path | None, pictures: Sequence[Path]) -> dict[str, list[Path]]:
+    """Mask files of each picture of a group, by stem: those in the folder of its name, or one beside such folders.
+
+    Raises: DataError if a mask has no picture.
+    """
     by_stem = {folder.name: inventory.pictures(folder) for folder in inventory.folders(truth)}
     stems = {path.stem for path in pictures}
     for stem, masks in by_stem.items():
         if stem not in stems and masks:
-            raise DataError(f"{masks[0]}: mask without a picture; expected {stem} in test/{group.name}")
+            raise DataError(f"{masks[0]}: mask without a picture; there is no test picture called {stem}")
+    for picture, mask in pair_masks(pictures, inventory.pictures(truth), truth).items():
+        by_stem.setdefault(picture.stem, []).append(mask)
     return by_stem

@@ -18,7 +18,7 @@ from manyeyes.data.sample import ImageSet, Region, Sample
 from manyeyes.data.splits import hold_out
 from manyeyes.data.threads import in_threads
 
-PREFIX, GOOD = "mt_", "free"
+PREFIX = "mt_"
 
 
 class Mtd(Layout):
@@ -51,12 +51,8 @@ class Mtd(Layout):
         defect = folder.name[len(PREFIX) :].lower()
         tiles, masks = self._tiles(inventory, folder)
         paired = pair_masks(tiles, masks, folder)
-        empty = [
-            mask
-            for mask, seen in zip(paired.values(), in_threads(_is_marked, list(paired.values())), strict=True)
-            if not seen
-        ]
-        if empty:
+        marked = in_threads(_is_marked, list(paired.values()))
+        if empty := [mask for mask, seen in zip(paired.values(), marked, strict=True) if not seen]:
             inventory.notes.append(f"{len(empty)} masks of {folder.name} are empty and left out: {names(empty)}")
         regions = {tile: (Region(mask, defect=defect),) for tile, mask in paired.items() if mask not in empty}
         return tuple(Sample(tile, defect, defect, regions.get(tile, ())) for tile in tiles)

@@ -83,6 +83,7 @@ def mask_folders(inventory: Inventory, truth: Path | None, defects: Sequence[Pat
     by_name = {folder.name.casefold(): folder for folder in inventory.folders(truth) if not is_good(folder)}
     found = [by_name.pop(folder.name.casefold(), None) for folder in defects]
     for folder in by_name.values():
-        if orphans := inventory.pictures(folder):
-            raise DataError(f"{orphans[0]}: mask without a picture; there are no test pictures called {folder.name}")
+        for inner in [folder, *inventory.folders(folder)]:
+            if orphans := inventory.pictures(inner):
+                raise DataError(f"{orphans[0]}: mask without a picture; there is no test folder called {folder.name}")
     return found

@@ -50,7 +50,7 @@ def ranking_figures(good: Array, defective: Array, repetitions: int = 0, seed: i
             good, defective, *bootstrap.draw(len(good), len(defective), repetitions, seed)
         )
         for name, value in bootstrap.IMAGE_FIGURES.items():
-            figures[name] = figures[name].within(bootstrap.interval(value(drawn)))
+            figures[name] = figures[name].within(bootstrap.interval(value(drawn), float(value(counts))))
         figures["auroc"] = figures["auroc"].within(delong.interval(good, defective))
     if min(good.min(), defective.min()) == max(good.max(), defective.max()):
         figures["auroc"] = Figure(figures["auroc"].value, note=CONSTANT)
@@ -87,7 +87,10 @@ def decision_figures(
     if repetitions:
         of_good, of_defective = bootstrap.draw(len(good), len(defective), repetitions, seed)
         drawn = finish(of_defective @ hits, of_good @ alarms, of_defective.sum(axis=1), of_good.sum(axis=1))
-        figures = {name: figure.within(bootstrap.interval(drawn[name])) for name, figure in figures.items()}
+        figures = {
+            name: figure if figure.value is None else figure.within(bootstrap.interval(drawn[name], figure.value))
+            for name, figure in figures.items()
+        }
     return figures
 
 

@@ -156,7 +156,7 @@ def with_intervals(
 
 
 def _around(value: float, deviations: Array) -> tuple[float, float] | None:
-    return bootstrap.interval(np.clip(value + deviations, 0, 1))
+    return bootstrap.interval(np.clip(value + deviations, 0, 1), value)
 
 
 def paired_differences(
@@ -179,5 +179,5 @@ def paired_differences(
     for name in a:
         left, right = figures_a[name].value, figures_b[name].value
         if left is not None and right is not None:
-            differences[name] = Difference(left - right, bootstrap.interval(left - right + a[name] - b[name]))
+            differences[name] = Difference(left - right, bootstrap.interval(left - right + a[name] - b[name], left - right))
     return differences
