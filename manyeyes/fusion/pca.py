@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from einops import einsum, rearrange
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from manyeyes.config import Config
@@ -22,7 +22,17 @@ from manyeyes.fusion.contract import Fusion, Projection
 from manyeyes.fusion.moments import Moments, positions, total_variance
 from manyeyes.maps import Grid, MapSpec, to_grid
 
-Components = Annotated[int, Field(ge=1, strict=True)] | Annotated[float, Field(gt=0, lt=1)]
+
+def _number_or_fraction(value: Any) -> Any:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not (0 < value < 1 or (isinstance(value, int) and value >= 1)):
+        raise ValueError(f"expected a whole number of at least 1, or a fraction between 0 and 1, got {value!r}")
+    return value
+
+
+Components = Annotated[
+    Annotated[int, Field(ge=1, strict=True)] | Annotated[float, Field(gt=0, lt=1)], BeforeValidator(_number_or_fraction)
+]
 """A number of components, or the fraction of the variance to keep."""
 
 SMALLEST = 1e-6

@@ -204,5 +204,7 @@ def test_refuses_impossible_budgets() -> None:
     with pytest.raises(ConfigError, match="at least 9"):
         IndependentPcaConfig(components=8, per_member={"small": 8}).build(SPECS, GRID)
     for wrong in (0, -1, 1.5, 0.0, 1.0, True, "many"):
-        with pytest.raises(ConfigError, match="components"):
+        with pytest.raises(ConfigError, match="components: expected a whole number of at least 1, or a fraction"):
             GlobalPcaConfig.parse({"components": wrong})
+        with pytest.raises(ConfigError, match=r"per_member\.a: expected a whole number"):
+            IndependentPcaConfig.parse({"per_member": {"a": wrong}})
