@@ -17,6 +17,7 @@ from manyeyes.data.readers import (
     MvtecAd,
     MvtecLoco,
     Visa,
+    layout_of,
     read_image_set,
 )
 from manyeyes.data.regions import ground_truth_mask, region_masks
@@ -117,7 +118,7 @@ def test_mask_without_picture(mvtec):
     (mvtec / "ground_truth/hole/4_mask.png").unlink()
     fill(mvtec, "ground_truth/scratch/4_mask.png")
     for config in (MvtecAd(), Folder()):
-        with pytest.raises(DataError, match=r"scratch/4_mask\.png: mask without a picture; there are no test pictures"):
+        with pytest.raises(DataError, match=r"scratch/4_mask\.png: mask without a picture; there is no test folder"):
             config.read(mvtec)
 
 
@@ -209,8 +210,20 @@ def test_loco_mask_of_two_values(loco):
 
 def test_loco_mask_without_picture(loco):
     mask(loco / "ground_truth/logical_anomalies/7/000.png")
-    with pytest.raises(DataError, match=r"7/000\.png: mask without a picture; expected 7 in test/logical_anomalies"):
+    with pytest.raises(DataError, match=r"7/000\.png: mask without a picture; there is no test picture called 7"):
         MvtecLoco().read(loco)
+
+
+def test_loco_masks_of_a_group_without_pictures(loco):
+    mask(loco / "ground_truth/other_anomalies/0/000.png")
+    with pytest.raises(DataError, match=r"0/000\.png: mask without a picture; there is no test folder called other"):
+        MvtecLoco().read(loco)
+
+
+def test_loco_copies_with_one_mask_file_beside_the_folders(loco):
+    picture(loco / "test/logical_anomalies/2.png")
+    mask(loco / "ground_truth/logical_anomalies/2.png", 254)
+    assert words(MvtecLoco().read(loco).test)[3] == ("2", "bent", "logical_anomalies", 1)
 
 
 @pytest.mark.parametrize(
@@ -462,6 +475,12 @@ def test_reading_opens_no_picture(mvtec):
     for file in mvtec.rglob("*.*"):
         file.write_bytes(b"")
     assert len(Auto().read(mvtec).test) == 4
+
+
+def test_layout_by_its_kind():
+    assert layout_of("mpdd") == Mpdd()
+    with pytest.raises(ConfigError, match=r"layout .mvtec.: .*unknown kind 'mvtec'; allowed: 'folder', 'mvtec-ad'"):
+        layout_of("mvtec")
 
 
 def test_config_union():
