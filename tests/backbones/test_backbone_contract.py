@@ -102,7 +102,7 @@ def test_features_can_train_a_head(name: str) -> None:
     # Inference tensors cannot be saved for a backward pass; heads train on these maps.
     value = extractor(name)(pictures(2))[0]
     weight = torch.ones(value.shape[1], requires_grad=True)
-    torch.einsum("bchw,c->", value, weight).backward()
+    (value * weight[:, None, None]).sum().backward()
     assert weight.grad is not None
 
 
@@ -127,8 +127,8 @@ def test_a_batch_equals_its_images_one_by_one(name: str) -> None:
 def test_same_config_same_features(name: str) -> None:
     images = pictures(1)
     torch.manual_seed(1)
-    first = EXAMPLES[name].build(TrunkPool())
     state = torch.random.get_rng_state()
+    first = EXAMPLES[name].build(TrunkPool())
     second = EXAMPLES[name].build(TrunkPool())
     assert torch.equal(state, torch.random.get_rng_state()), "building drew from the caller's random numbers"
     for a, b in zip(first(images), second(images), strict=True):
