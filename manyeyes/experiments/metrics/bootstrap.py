@@ -1,10 +1,11 @@
 """Stratified bootstrap: good and defective images are drawn apart, with replacement, as often as there are.
 
 A replicate is a vector of weights, how often each image was drawn; all replicates are finished at once from weighted
-cumulative counts. Intervals are bias-corrected percentiles (BC): F1 max, picked as the best of many thresholds, comes
-out too high on a sample and higher still on its replicates, and plain percentiles then miss the truth. The same seed and the same numbers of images give the
+cumulative counts. Intervals of figures are normal on the logit scale and corrected for bias: near 1 plain percentiles
+cover too little, and F1 max, the best of many thresholds, comes out too high on a sample and higher still on its
+replicates. Differences take plain percentiles. The same seed and the same numbers of images give the
 same weights, so replicates of two runs on the same images are paired: subtract them.
-Source: Efron 1981 (BC); Efron and Tibshirani 1993. Coverage is simulated in benchmarks/intervals.py.
+Source: Efron and Tibshirani 1993, chapters 10 and 12. Coverage is simulated in benchmarks/intervals.py.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
+from scipy.special import expit, logit
 from scipy.stats import norm
 
 from manyeyes.experiments.metrics import ranks
@@ -20,6 +22,9 @@ from manyeyes.experiments.metrics.figure import Interval
 from manyeyes.experiments.metrics.ranks import Array, RankCounts, SortedScores
 
 REPETITIONS = 2000
+
+CLIP = 1e-4
+"""Replicates nearer than this to 0 or 1 count as that near, because logit(1) is infinite."""
 
 IMAGE_FIGURES: Mapping[str, Callable[[RankCounts], Array]] = {
     "auroc": ranks.auroc,
@@ -63,13 +68,23 @@ def replicates(figure: str, good: Array, defective: Array, repetitions: int = RE
 
 
 def interval(values: Array, estimate: float, level: float = LEVEL) -> Interval | None:
-    """Bias-corrected percentile interval of replicates around the figure itself; None where one is undefined."""
+    """Interval of a figure in [0, 1] from its replicates: normal on the logit scale, less the bootstrap's bias.
+
+    None where no replicate differs from the others, as with a perfect figure, or one is undefined.
+    """
+    if not len(values) or not np.isfinite(values).all() or np.ptp(values) == 0:
+        return None
+    drawn, centre = (logit(np.clip(scores, CLIP, 1 - CLIP)) for scores in (values, estimate))
+    half = norm.ppf((1 + level) / 2) * drawn.std()
+    middle = 2 * centre - drawn.mean()
+    return float(expit(middle - half)), float(expit(middle + half))
+
+
+def percentiles(values: Array, level: float = LEVEL) -> Interval | None:
+    """Plain percentile interval, for differences; None where a replicate is undefined."""
     if not len(values) or not np.isfinite(values).all():
         return None
-    near = 1e-12
-    below = np.mean(values < estimate - near) + np.mean(np.abs(values - estimate) <= near) / 2
-    shift = 2 * norm.ppf(np.clip(below, 0.5 / len(values), 1 - 0.5 / len(values)))
-    low, high = np.quantile(values, norm.cdf(shift + norm.ppf([(1 - level) / 2, (1 + level) / 2])))
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
@@ -88,7 +103,7 @@ def paired_difference(
         for run in ((good_a, defective_a), (good_b, defective_b))
     ]
     estimate = float(values[0][1] - values[1][1])
-    return Difference(estimate, interval(values[0][0] - values[1][0], estimate))
+    return Difference(estimate, percentiles(values[0][0] - values[1][0]))
 
 
 def _plain(good: Array, defective: Array) -> RankCounts:

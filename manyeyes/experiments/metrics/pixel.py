@@ -2,9 +2,9 @@
 
 Kept of each image: its region pixels exactly, and its other pixels either exactly (float32 where that loses nothing)
 or, once all images together pass a byte budget, as sketches whose counts are off by a relative 1.2e-4 at most
-(sketch.py). Finishing sorts the other pixels once per defect type and counts them at the distinct scores of region
-pixels; nothing else is needed, because every curve is flat in between. False positives are counted over all pixels
-outside every region, of good and of the group's defective images.
+(sketch.py). Finishing counts the other pixels, once per defect type, at the distinct scores of region pixels
+(thinning.py); nothing else is needed, because every curve is flat in between. False positives are counted over all
+pixels outside every region, of good and of the group's defective images.
 AU-PRO takes the 8-connected components of the union of an image's regions, AU-sPRO the regions as they were given.
 
 Undefined: figures of a group without region pixels, without other pixels, or without regions. A defective image without
@@ -14,9 +14,10 @@ ground truth, or whose masks are empty, has no known pixels: it is left out here
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import cv2
@@ -29,9 +30,13 @@ from manyeyes.experiments.metrics.image import CONSTANT
 from manyeyes.experiments.metrics.overlap import RegionScores, region_scores, summed_overlap
 from manyeyes.experiments.metrics.ranks import Array, RankCounts, SortedScores
 from manyeyes.experiments.metrics.sketch import ERROR, sketch
+from manyeyes.experiments.metrics.thinning import thin
 
 Regions = Sequence[tuple[Array, float]]
 """Each region's mask (H, W) of bool, and the covered area in pixels at which it counts as found."""
+
+Cell = tuple[str, str]
+"""Defect and group: images of one cell always come together."""
 
 LIMITS = (0.01, 0.05, 0.1, 0.3, 1.0)
 PRO_LIMIT = 0.3
@@ -108,27 +113,16 @@ def _by_component(scores: Array, union: Array) -> list[Array]:
     return np.split(scores[union][order], ends[:-1])
 
 
-def merge(images: Iterable[PixelImage]) -> SortedScores:
-    """The negatives of several images, sorted once."""
-    images = list(images)
-    values = np.concatenate([image.negatives for image in images])
+def merge(images: Sequence[PixelImage], thresholds: Array) -> list[SortedScores]:
+    """The negatives of several images, sorted as far as counting at ``thresholds``, ascending (m,), needs it."""
     if all(image.lengths is None for image in images):
-        values.sort()
-        return SortedScores(values)
+        return thin([image.negatives for image in images], thresholds)
+    values = np.concatenate([image.negatives for image in images])
     lengths = np.concatenate(
         [np.ones(len(i.negatives), dtype=np.int64) if i.lengths is None else i.lengths for i in images]
     )
     order = np.argsort(values)
-    return SortedScores(values[order], np.concatenate([[0], np.cumsum(lengths[order])]))
-
-
-def curve(images: Sequence[PixelImage], negatives: Sequence[SortedScores], regions: str) -> tuple[RankCounts, Array]:
-    """The exact overlap curve: rank counts at all m distinct region scores, and the mean overlap there, (m,).
-
-    ``regions`` is ``"components"`` for PRO and ``"regions"`` for sPRO. False-positive rate: negatives / n_negatives.
-    """
-    counts = count(images, negatives)
-    return counts, mean_overlap(counts, images, regions)
+    return [SortedScores(values[order], np.concatenate([[0], np.cumsum(lengths[order])]))]
 
 
 def count(images: Sequence[PixelImage], negatives: Sequence[SortedScores]) -> RankCounts:
@@ -199,34 +193,40 @@ class PixelStatistics:
         groups also ``au_spro`` by limit; with a threshold ``iou`` too. ``groups`` ends with the ``mean`` of AU-sPRO.
         With ``repetitions`` > 0 areas and F1 max carry a 95 % stratified bootstrap interval over images.
         """
-        cells: dict[tuple[str, str], list[PixelImage]] = {}
+        cells: dict[Cell, list[PixelImage]] = {}
         for image in self.images:
             cells.setdefault((image.defect, image.group), []).append(image)
+        known = [image.positives for image in self.images] + ([np.array([threshold])] if threshold is not None else [])
+        thresholds = np.unique(np.concatenate(known)) if known else np.zeros(0)
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
             # The largest first, so that the threads end together. Sorting releases the interpreter's lock.
             order = sorted(cells, key=lambda cell: -sum(len(image.negatives) for image in cells[cell]))
-            merged = dict(zip(order, pool.map(lambda cell: merge(cells[cell]), order), strict=True))
+            merged = dict(zip(order, pool.map(lambda cell: merge(cells[cell], thresholds), order), strict=True))
 
-        def figures(chosen: Callable[[str, str], bool], spro: Sequence[float]) -> dict[str, Any]:
-            kept = [cell for cell in cells if cell[0] == "good" or chosen(*cell)]
+        def chosen(place: int, wanted: str | None) -> tuple[Cell, ...]:
+            return tuple(cell for cell in cells if cell[0] == "good" or wanted in (None, cell[place]))
+
+        of_groups = {name: chosen(1, name) for name in self.groups}
+
+        @cache
+        def figures(kept: tuple[Cell, ...]) -> dict[str, Any]:
             images = [image for cell in kept for image in cells[cell]]
-            values = _figures(images, [merged[cell] for cell in kept], limit, spro, threshold)
+            spro = limits if kept in of_groups.values() else ()
+            values = _figures(images, [part for cell in kept for part in merged[cell]], limit, spro, threshold)
             if repetitions and values["au_pro"].value is not None:
                 return resampling.with_intervals(values, images, limit, spro, repetitions, seed)
             return values
 
-        groups: dict[str, Any] = {}
-        for name in self.groups:
-            groups[name] = figures(lambda defect, group, name=name: group == name, limits)  # type: ignore[misc]
+        def plain(kept: tuple[Cell, ...]) -> dict[str, Any]:
+            return {name: value for name, value in figures(kept).items() if name != "au_spro"}
+
+        groups = {name: figures(kept) for name, kept in of_groups.items()}
         if groups:
-            spros = {name: groups[name]["au_spro"] for name in self.groups}
+            spros = {name: found["au_spro"] for name, found in groups.items()}
             groups["mean"] = {"au_spro": {key: mean({g: s[key] for g, s in spros.items()}) for key in map(str, limits)}}
         kinds = sorted({defect for defect, _ in cells} - {"good"})
-        return {
-            "all": figures(lambda defect, group: True, ()),
-            "groups": groups,
-            "defects": {kind: figures(lambda defect, _, kind=kind: defect == kind, ()) for kind in kinds},  # type: ignore[misc]
-        }
+        defects = {kind: plain(chosen(0, kind)) for kind in kinds}
+        return {"all": plain(chosen(0, None)), "groups": groups, "defects": defects}
 
 
 def _figures(
@@ -272,6 +272,6 @@ def _figures(
 
 def iou(images: Sequence[PixelImage], negatives: Sequence[SortedScores], threshold: float) -> float:
     """Intersection over union of the pixels with score >= threshold and the union of all regions, over all images."""
-    covered = sum(int(np.count_nonzero(image.positives >= threshold)) for image in images)
+    covered = sum(int(np.count_nonzero(image.positives >= np.float64(threshold))) for image in images)
     alarms = sum(int(scores.counts(np.array([threshold]))[0][0]) for scores in negatives)
     return covered / (sum(len(image.positives) for image in images) + alarms)

@@ -179,5 +179,5 @@ def paired_differences(
     for name in a:
         left, right = figures_a[name].value, figures_b[name].value
         if left is not None and right is not None:
-            differences[name] = Difference(left - right, bootstrap.interval(left - right + a[name] - b[name], left - right))
+            differences[name] = Difference(left - right, bootstrap.percentiles(left - right + a[name] - b[name]))
     return differences

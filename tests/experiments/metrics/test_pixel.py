@@ -11,6 +11,7 @@ from manyeyes.errors import DataError
 from manyeyes.experiments.metrics import ImageStatistics, PixelStatistics, summarise
 from manyeyes.experiments.metrics.pixel import LIMITS
 from manyeyes.experiments.metrics.sketch import ERROR, sketch
+from manyeyes.experiments.metrics.thinning import thin
 
 SIDE = 12
 
@@ -122,6 +123,31 @@ def test_each_defect_stands_against_all_good_images_only():
     assert found["cut"]["auroc"].value == pytest.approx(alone["auroc"].value, abs=1e-12)
     assert found["cut"]["au_pro"].value == pytest.approx(alone["au_pro"].value, abs=1e-12)
     assert set(found) == {"cut", "scratch"}
+
+
+@pytest.mark.parametrize("levels", [0, 3])
+@pytest.mark.parametrize("shift", [0.0, 1e6])
+def test_thinned_scores_count_exactly_at_the_thresholds(levels, shift):
+    rng = np.random.default_rng(levels)
+    parts = [
+        (np.round(v, levels) if levels else v).astype(np.float32) + np.float32(shift)
+        for v in rng.normal(size=(9, 4000))
+    ]
+    thresholds = np.unique(rng.choice(np.concatenate([*parts[:2], rng.normal(size=99).astype(np.float32)]), 300))
+    found = thin(parts, thresholds, cells=2**12)
+    assert len(found) == 2
+    assert len(found[0].values) < 36_000 or shift
+    whole = np.sort(np.concatenate(parts))
+    at_least, above = (sum(scores.counts(thresholds)[i] for scores in found) for i in (0, 1))
+    np.testing.assert_array_equal(at_least, len(whole) - np.searchsorted(whole, thresholds))
+    np.testing.assert_array_equal(above, len(whole) - np.searchsorted(whole, thresholds, side="right"))
+    assert sum(scores.total for scores in found) == len(whole)
+
+
+def test_thinning_constant_scores():
+    found = thin([np.ones(9000, np.float32)], np.ones(1, np.float32), cells=2**10)
+    assert sum(scores.counts(np.ones(1))[0][0] for scores in found) == 9000
+    assert sum(scores.counts(np.ones(1))[1][0] for scores in found) == 0
 
 
 def test_sketch_keeps_its_bound_at_every_threshold():
