@@ -175,15 +175,15 @@ class Work:
 
     def cells(self, configs: Sequence[EnsembleConfig], seeds: Sequence[int]) -> Iterator[Cell]:
         wanted = [config.model_copy(update={"seed": seed}) for config in configs for seed in seeds]
-        found = {config: self._cell(config) for config in wanted}
-        todo = [config for config in wanted if not (found[config].folder / FIGURES).exists()]
-        by_canvas: dict[tuple[Frame, str], list[tuple[EnsembleConfig, Ensemble]]] = {}
+        found = {config.fingerprint(): self._cell(config) for config in wanted}
+        todo = [config for config in wanted if not (found[config.fingerprint()].folder / FIGURES).exists()]
+        by_canvas: dict[tuple[str, str], list[tuple[EnsembleConfig, Ensemble]]] = {}
         for config in todo:
             ensemble = Ensemble(config, self.pool).to(self.device)
             frame = config.frame.sized(ensemble.canvas)
-            by_canvas.setdefault((frame, config.store), []).append((config, ensemble))
-        for (frame, store), group in by_canvas.items():
-            self._group(frame, store, group, found)
+            by_canvas.setdefault((frame.fingerprint(), config.store), []).append((config, ensemble))
+        for (_, store), group in by_canvas.items():
+            self._group(store, group, found)
         yield from found.values()
 
     def _cell(self, config: EnsembleConfig) -> Cell:
@@ -194,9 +194,8 @@ class Work:
         name = f"{self.image_set.name}--{config.name}--seed{config.seed}--{key}"
         return Cell(config.name, self.image_set.name, config.seed, self.folder / "cells" / name)
 
-    def _group(
-        self, frame: Frame, store: str, group: list[tuple[EnsembleConfig, Ensemble]], found: dict[EnsembleConfig, Cell]
-    ) -> None:
+    def _group(self, store: str, group: list[tuple[EnsembleConfig, Ensemble]], found: dict[str, Cell]) -> None:
+        frame = group[0][0].frame.sized(group[0][1].canvas)
         extraction = Extraction(
             FeatureStore(self.folder / "features", store),  # type: ignore[arg-type]
             self.device,
@@ -212,7 +211,7 @@ class Work:
         )
         self._time_trunks(eyes, frame)
         for config, ensemble in group:
-            self._fit_and_measure(config, ensemble, (taps, kept), (test, tested), frame, found[config])
+            self._fit_and_measure(config, ensemble, (taps, kept), (test, tested), frame, found[config.fingerprint()])
 
     def _time_trunks(self, eyes: Eyes, frame: Frame) -> None:
         """Milliseconds per image of each distinct trunk by itself, once per study: the median of three batches."""
