@@ -12,7 +12,9 @@ import slow_reference
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
+from manyeyes.data import ImageSet, Sample
 from manyeyes.errors import ConfigError, DataError
+from manyeyes.experiments.metrics.ground_truth import find_samples
 from manyeyes.experiments.metrics.maps import evaluate_maps, read_map
 
 CONFIG = [
@@ -123,6 +125,24 @@ def test_maps_of_any_size_are_resized_to_the_ground_truth(loco, size):
         resized = cv2.resize(small, (SIZE[1], SIZE[0]), interpolation=cv2.INTER_LINEAR)
         write_tiff(maps.parent / "resized" / path.relative_to(maps), resized)
     assert evaluate_maps(maps, data) == evaluate_maps(maps.parent / "resized", data)
+
+
+def test_an_image_set_gives_the_same_as_its_ground_truth_folder(loco):
+    data, maps, _ = loco
+    samples = find_samples(data) + tuple(Sample(data / "test" / "good" / f"{i:03d}.png") for i in range(2))
+    image_set = ImageSet("parts", data, "mvtec-loco", train=(), validation=(), test=samples)
+    assert evaluate_maps(maps, image_set) == evaluate_maps(maps, data)
+
+
+def test_pictures_say_which_images_need_a_map(loco):
+    data, maps, _ = loco
+    before = evaluate_maps(maps, data)
+    for name in ("good/000", "good/001", "logical_anomalies/000"):
+        write_mask(data / "test" / f"{name}.png", np.ones(SIZE, bool))
+    assert evaluate_maps(maps, data) == before
+    write_mask(data / "test" / "good" / "002.png", np.ones(SIZE, bool))
+    with pytest.raises(DataError, match=r"good.002\.tiff: does not exist; every test image needs a map"):
+        evaluate_maps(maps, data)
 
 
 def test_npy_and_tif_give_the_same_as_tiff(loco):
