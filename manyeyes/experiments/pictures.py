@@ -14,13 +14,15 @@ OUTLINE = (0, 230, 255)
 
 
 def shade(anomaly_map: Map, threshold: float, ceiling: float) -> Map:
-    """Map values to 0..1: 0 at or below half of the way under the threshold, 0.5 at it, 1 at ``ceiling``.
+    """Map values to 0..1: 0 at or below half the threshold, 0.5 at the threshold, 1 at ``ceiling``; straight between.
 
     A fixed scale for all pictures of a run, so that good parts stay calm instead of being stretched to red.
     Shapes: (h, w) -> (h, w).
     """
-    span = max(ceiling - threshold, abs(threshold) * 0.5, 1e-6)
-    shaded: Map = np.clip(0.5 + 0.5 * (anomaly_map - threshold) / span, 0, 1).astype(np.float32)
+    below = max(abs(threshold) * 0.5, 1e-6)
+    above = max(ceiling - threshold, below)
+    over = anomaly_map - threshold
+    shaded: Map = np.clip(0.5 + 0.5 * over / np.where(over < 0, below, above), 0, 1).astype(np.float32)
     return shaded
 
 

@@ -77,7 +77,9 @@ def _write(
     anomaly_map = frame.to_image(prediction.map[index], size)
     mask = anomaly_map >= threshold if ensemble.picturable else np.zeros(size, dtype=bool)
     image = read_image(sample.path, frame.bits)
-    drawn = heatmap(image, shade(anomaly_map, threshold, CEILING * abs(threshold)))
+    drawn = image
+    if ensemble.picturable:  # else the map is all zero, which would be shaded as if it stood at the threshold
+        drawn = heatmap(image, shade(anomaly_map, threshold, CEILING * abs(threshold)))
     files = {kind: folder / f"{kind}s" / f"{name}.{ending}" for kind, ending in ENDINGS.items()}
     write_png(files["heatmap"], outlined(drawn, mask)[..., ::-1])
     write_png(files["mask"], mask.astype(np.uint8) * 255)

@@ -51,10 +51,14 @@ def covariance(a: Placements, b: Placements) -> float:
 
 def interval(good: Array, defective: Array, level: float = LEVEL) -> Interval | None:
     """Confidence interval of the AUROC; None where none can be given (one image of a class, or constant scores)."""
-    parts = placements(good, defective)
+    return interval_of(placements(good, defective), level)
+
+
+def interval_of(parts: Placements, level: float = LEVEL) -> Interval | None:
+    """As `interval`. The mean of several seeds' placements gives the interval of their mean AUROC on these images."""
     value, tail = parts.auroc, (1 - level) / 2
     if value in (0.0, 1.0):
-        bound = tail ** (1 / min(len(good), len(defective)))
+        bound = tail ** (1 / min(len(parts.good), len(parts.defective)))
         return (bound, 1.0) if value == 1 else (0.0, 1 - bound)
     variance = covariance(parts, parts)
     if not variance > 0:
@@ -79,7 +83,11 @@ def paired_test(
 
     Two runs that rank every pair alike differ by 0 with p = 1; a difference without variance has no test.
     """
-    a, b = placements(good_a, defective_a), placements(good_b, defective_b)
+    return test_of(placements(good_a, defective_a), placements(good_b, defective_b), level)
+
+
+def test_of(a: Placements, b: Placements, level: float = LEVEL) -> Difference:
+    """As `paired_test`, from placements on the same images."""
     value = a.auroc - b.auroc
     variance = covariance(a, a) + covariance(b, b) - 2 * covariance(a, b)
     if not variance > 1e-15:
