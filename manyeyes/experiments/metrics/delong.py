@@ -83,10 +83,10 @@ def paired_test(
 
     Two runs that rank every pair alike differ by 0 with p = 1; a difference without variance has no test.
     """
-    return test_of(placements(good_a, defective_a), placements(good_b, defective_b), level)
+    return difference_of(placements(good_a, defective_a), placements(good_b, defective_b), level)
 
 
-def test_of(a: Placements, b: Placements, level: float = LEVEL) -> Difference:
+def difference_of(a: Placements, b: Placements, level: float = LEVEL) -> Difference:
     """As `paired_test`, from placements on the same images."""
     value = a.auroc - b.auroc
     variance = covariance(a, a) + covariance(b, b) - 2 * covariance(a, b)
