@@ -1,0 +1,138 @@
+"""The headline in words: what was compared, which ensemble ranks highest, and how far that can be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from manyeyes.experiments.report.contest import Contest, overall
+from manyeyes.experiments.report.tables import percent, span
+
+FEW = 30
+"""With fewer pictures of a class on a set, rates move in steps of more than 3 %, and the page says so."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A large number and what it is."""
+
+    label: str
+    text: str
+    small: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``sure`` is whether the ranking stands out of the noise."""
+
+    title: str
+    lead: str
+    sure: bool
+    findings: list[str]
+    tiles: list[Tile]
+
+
+def verdict(contests: Sequence[Contest]) -> Verdict:
+    """Words for the whole study."""
+    order = overall(contests)
+    best, auroc = order[0]
+    lead = _compared(contests, len(order))
+    if auroc is None:
+        reason = contests[0].reason(best, "image", "auroc")
+        return Verdict("No ranking is possible", lead, False, [f"Image AUROC is undefined: {reason}."], [])
+    rivals = [name for name, value in order[1:] if value is not None]
+    findings = [_standing(contest) for contest in contests] if rivals else []
+    findings += _warnings(contests, best)
+    sure = bool(rivals) and all(_stands_out(contest, best) for contest in contests)
+    if not rivals:
+        title = f"{best}: image AUROC {percent(auroc)} %"
+    elif sure:
+        title = f"{best} ranks highest"
+    elif all(value == auroc for _, value in order if value is not None):
+        title = "All ensembles rank alike"
+    else:
+        title = f"{best} ranks highest, but its lead is within the noise"
+    return Verdict(title, lead, sure or not rivals, findings, _tiles(contests, best, auroc))
+
+
+def _compared(contests: Sequence[Contest], count: int) -> str:
+    what = "One ensemble" if count == 1 else f"{count} ensembles"
+    sets = []
+    for contest in contests:
+        figures = contest.any.figures
+        counts = figures["counts"]
+        sets.append(
+            f"{contest.data} (fitted on {figures['train_images']} good pictures, thresholds set on "
+            f"{figures['validation_images']} more, tested on {counts['good']} good and {counts['defective']} defective)"
+        )
+    seeds = max(len(contest.seeds) for contest in contests)
+    runs = f", each with {seeds} seeds; figures are means over seeds" if seeds > 1 else ""
+    return f"{what} on {_joined(sets)}{runs}."
+
+
+def _joined(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def _stands_out(contest: Contest, best: str) -> bool:
+    return contest.best == best and bool(contest.behind) and len(contest.beaten) == len(contest.behind)
+
+
+def _standing(contest: Contest) -> str:
+    """One sentence about the ranking on one set."""
+    if not contest.behind:
+        return f"{contest.data}: the ensembles cannot be compared, good or defective test pictures are missing."
+    others, beaten = len(contest.behind), contest.beaten
+    if not beaten:
+        pictures = len(contest.common)
+        return (
+            f"{contest.data}: {contest.best} comes first, but on {pictures} test pictures no other ensemble is "
+            "significantly behind it (paired DeLong tests, Holm-corrected, 5 % level). Let the cost decide, "
+            "or test on more pictures."
+        )
+    if len(beaten) == others:
+        return f"{contest.data}: {contest.best} is significantly ahead of {_joined(beaten)}."
+    level = [name for name in contest.behind if name not in beaten]
+    return (
+        f"{contest.data}: {contest.best} is significantly ahead of {_joined(beaten)}; "
+        f"{_joined(level)} cannot be told apart from it."
+    )
+
+
+def _warnings(contests: Sequence[Contest], best: str) -> list[str]:
+    found = []
+    for contest in contests:
+        interval = contest.interval(best) if best in contest.results else None
+        if interval is not None and interval[0] <= 0.5:
+            found.append(
+                f"{contest.data}: {best} is not shown to be better than chance; the interval of its image AUROC, "
+                f"{span(interval)} %, reaches 50 %."
+            )
+        counts = contest.any.figures["counts"]
+        few = [f"{counts[kind]} {kind}" for kind in ("good", "defective") if 0 < counts[kind] < FEW]
+        if few:
+            one = 100 / min(value for kind in ("good", "defective") if 0 < (value := counts[kind]) < FEW)
+            found.append(
+                f"{contest.data}: {_joined(few)} test pictures are few; one picture moves a rate by {one:.0f} points."
+            )
+    return found
+
+
+def _tiles(contests: Sequence[Contest], best: str, auroc: float) -> list[Tile]:
+    where = [contest for contest in contests if best in contest.results]
+    interval = where[0].interval(best) if len(contests) == 1 else None
+    small = f"95 % interval {span(interval)}" if interval else f"mean over {len(where)} sets" if len(where) > 1 else ""
+    tiles = [Tile("Image AUROC", f"{percent(auroc)} %", small)]
+    rates = [
+        ("False alarms", ("false_alarm_rate", "observed"), "of good parts"),
+        ("Missed defects", ("image", "recall"), "of defective parts"),
+    ]
+    for label, path, of in rates:
+        known = [value for contest in where if (value := contest.mean(best, *path)) is not None]
+        if known:
+            mean = sum(known) / len(known)
+            tiles.append(Tile(label, f"{100 * (1 - mean if path[1] == 'recall' else mean):.0f} %", of))
+    costs = [value for contest in where if (value := contest.mean(best, "cost", "ms_per_image")) is not None]
+    if costs:
+        tiles.append(Tile("Time per picture", f"{sum(costs) / len(costs):.0f} ms", "on the machine of this study"))
+    return tiles
