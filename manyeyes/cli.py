@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal, Optional
+from typing import Annotated, Any, Literal, NoReturn, Optional
 
 import typer
 
@@ -119,9 +119,11 @@ def evaluate(
     """Measure a run on the test pictures of a set."""
     from manyeyes.data import layout_of, read_image_set
     from manyeyes.experiments.evaluation import evaluate_run, summary
-    from manyeyes.files import write_json
+    from manyeyes.files import make_folder, write_json
     from manyeyes.progress import shown
 
+    if json:  # fails now, not when the figures are there
+        make_folder(json.parent)
     image_set = read_image_set(data, layout_of(layout))
     _tell(image_set.notes)
     with shown(quiet) as progress:
@@ -153,9 +155,11 @@ def predict(
 ) -> None:
     """Score pictures: heatmaps, masks, boxes, scores and decisions."""
     from manyeyes.experiments.prediction import predict_paths
-    from manyeyes.files import write_json
+    from manyeyes.files import make_folder, write_json
     from manyeyes.progress import shown
 
+    if json:
+        make_folder(json.parent)
     with shown(quiet) as progress:
         verdicts = predict_paths(
             run,
@@ -290,13 +294,28 @@ def _print_table(rows: list[dict[str, str]]) -> None:
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
+# Typer re-exports only this child of Click's error for wrong arguments, and newer versions bring their own Click.
+WrongArguments: Any = typer.BadParameter.__mro__[1]
+
+
 def main() -> None:
     """Entry point: every error that a user can mend is one line and exit code 2."""
     try:
-        app(standalone_mode=True)
+        status = app(standalone_mode=False)
     except ManyeyesError as error:
-        typer.echo(f"manyeyes: {' '.join(str(error).split())}", err=True)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
+        _leave(str(error))
+    except WrongArguments as error:
+        message, context = error.format_message(), error.ctx
+        help_of = context.command_path if context else "manyeyes"
+        _leave(f"{message} (see `{help_of} --help`)" if message else "")  # without a message, help was printed
+    except (KeyboardInterrupt, typer.Abort):
         typer.echo("manyeyes: stopped; finished parts are kept, --resume goes on where a run stopped", err=True)
         raise SystemExit(130) from None
+    if isinstance(status, int):  # what --help, --version and typer.Exit leave with
+        raise SystemExit(status)
+
+
+def _leave(message: str) -> NoReturn:
+    if message:
+        typer.echo(f"manyeyes: {' '.join(message.split())}", err=True)
+    raise SystemExit(2) from None

@@ -21,7 +21,7 @@ def resolve_device(name: str = "auto") -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).cpu()  # the copy back fails on devices that compute nothing, such as meta
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0][:120]
         raise ConfigError(f"device {name!r}: not usable here ({reason}); use auto, cpu or cuda:0") from None
