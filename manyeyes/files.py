@@ -77,11 +77,25 @@ def make_folder(path: str | Path) -> Path:
     return path
 
 
+def reserve(file: int, needed: int, path: str | Path) -> None:
+    """Take ``needed`` bytes for an open ``file`` (its descriptor) that will be written through a memory map.
+
+    A map into a file with holes dies with a bus error once the disk is full: here it fails with words, before.
+    Raises: RunError naming ``path`` if the disk has not so much space.
+    """
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(file, 0, needed)
+        except OSError as error:
+            reason = ADVICE.get(error.errno or 0, error.strerror or str(error))
+            raise RunError(f"{path}: {needed / 1e9:.3g} GB are needed: {reason}") from None
+
+
 def require_space(path: str | Path, needed: int) -> None:
     """Raises: RunError if the disk under ``path`` has fewer than ``needed`` bytes free."""
     free = shutil.disk_usage(path).free
     if needed > free:
         raise RunError(
-            f"{path}: {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free; "
+            f"{path}: {needed / 1e9:.3g} GB are needed and {free / 1e9:.3g} GB are free; "
             "free some space or choose another folder"
         )

@@ -194,7 +194,7 @@ class Ensemble(Fitted):
                 f"not {rate:.3f}; give at least {int(1 / rate)} validation normals"
             )
         self.score_threshold_ = torch.tensor(threshold)
-        self.guaranteed_rate_ = torch.tensor(guaranteed)
+        self.guaranteed_rate_ = torch.tensor(guaranteed, dtype=torch.float64)
         self.validation_scores_ = left_out
         peaks = self.draw(maps).flatten(1).amax(1).cpu() if maps else torch.zeros(1)
         self.map_threshold_ = torch.tensor(conformal_threshold(peaks, rate)[0])

@@ -11,6 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from manyeyes.errors import RunError
+from manyeyes.files import reserve
+
 Taps = Mapping[str, Tensor]
 T = TypeVar("T")
 
@@ -73,11 +76,21 @@ class Embeddings:
         for embedding in Reading(self.taps, self.embed):
             if file is None:
                 shape = (len(self.taps), *embedding.shape[1:])
-                with tempfile.TemporaryFile(dir=self.taps.scratch) as handle:
-                    file = np.memmap(handle, dtype=np.float16, mode="w+", shape=shape)
+                file = _scratch_file(self.taps.scratch, shape)
                 self.device = embedding.device
             stored = embedding.half()
             file[sum(counts) : sum(counts) + len(stored)] = stored.cpu().numpy()
             counts.append(len(stored))
             yield stored.float()
         self.file, self.counts = file, counts
+
+
+def _scratch_file(folder: Path | None, shape: tuple[int, ...]) -> np.memmap:
+    """Half-precision numbers in a file without a name. Raises: RunError if the disk is full."""
+    where = folder or tempfile.gettempdir()
+    try:
+        with tempfile.TemporaryFile(dir=folder) as handle:
+            reserve(handle.fileno(), int(np.prod(shape)) * 2, where)
+            return np.memmap(handle, dtype=np.float16, mode="r+", shape=shape)
+    except OSError as error:
+        raise RunError(f"{where}: embeddings cannot be kept there ({error.strerror}); choose another folder") from None

@@ -9,7 +9,6 @@ the first died, takes over.
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from torch import Tensor
 from manyeyes.backbones import Eyes
 from manyeyes.data import Frame, ImageBatches, Sample
 from manyeyes.errors import DataError, RunError
-from manyeyes.files import make_folder, read_json, require_space, write_json
+from manyeyes.files import make_folder, read_json, require_space, reserve, write_json
 
 Indices = NDArray[np.int64]
 Progress = Callable[[int, int], None]
@@ -191,13 +190,12 @@ class FeatureStore:
         path = folders[trunk] / f"{stage}.npy"
         if resume:
             return np.lib.format.open_memmap(path, mode="r+")
+        path.unlink(missing_ok=True)  # of an attempt that was killed early: its space counts as free
         needed = int(np.prod(shape)) * np.dtype(self.precision).itemsize
         require_space(path.parent, needed)
         file = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(self.precision), shape=shape)
-        if hasattr(os, "posix_fallocate"):
-            # A memory map on a full disk dies with a bus error: take the space now, where it fails with words.
-            with open(path, "rb+") as handle:
-                os.posix_fallocate(handle.fileno(), 0, path.stat().st_size)
+        with open(path, "rb+") as handle:
+            reserve(handle.fileno(), path.stat().st_size, path)
         return file
 
     def _cast(self, value: Tensor, key: str) -> np.ndarray:

@@ -88,6 +88,7 @@ def fit_ensemble(
     """
     progress = progress or Silent()
     ensemble = (ensemble or Ensemble(config)).to(extraction.device)
+    require_labels(ensemble, labelled)
     train, validation = split(image_set, config)
     everything = (*image_set.train, *image_set.validation)
     frame = config.frame.sized(ensemble.canvas)
@@ -132,16 +133,20 @@ def fit_extracted(
     return len(rows[0]), len(rows[1])
 
 
+def require_labels(ensemble: Ensemble, labelled: ImageSet | None) -> None:
+    """Raises: DataError if the combiner learns from labels and there are none."""
+    if ensemble.needs_labels and (labelled is None or not labelled.test):
+        raise DataError(
+            f"combiner {ensemble.config.combiner.kind} learns from labelled pictures: give a folder of good and "
+            "defective ones to `manyeyes train` with --labelled, apart from the test set, or choose another combiner"
+        )
+
+
 def _labelled(
     ensemble: Ensemble, labelled: ImageSet | None, extraction: Extraction, frame: Frame, progress: Progress
 ) -> tuple[StoredTaps, Tensor] | None:
-    if not ensemble.needs_labels:
+    if labelled is None or not ensemble.needs_labels:
         return None
-    if labelled is None or not labelled.test:
-        raise DataError(
-            f"combiner {ensemble.config.combiner.kind} learns from labelled pictures: give a folder of good and "
-            "defective ones with --labelled, apart from the test set, or choose another combiner"
-        )
     taps, kept = extraction(ensemble.eyes, labelled.test, frame, "extracting labelled pictures", progress)
     return taps, torch.tensor([sample.label for sample in kept])
 
@@ -194,4 +199,7 @@ def _finished(out: Path, config: EnsembleConfig, resume: bool) -> Ensemble | Non
         if read_header(out)[0] != config:
             raise RunError(f"{out}: already holds a run of another config; choose another folder")
         return load_run(out)
+    if (out / FEATURES).exists():
+        # It would be deleted at the end.
+        raise RunError(f"{out}: holds a folder {FEATURES} that is not this run's; choose another folder")
     return None
