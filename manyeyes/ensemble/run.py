@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -26,7 +25,7 @@ from manyeyes import __version__
 from manyeyes.backbones import TrunkPool
 from manyeyes.ensemble.config import EnsembleConfig
 from manyeyes.ensemble.ensemble import Ensemble
-from manyeyes.errors import RunError, WeightsError
+from manyeyes.errors import ConfigError, RunError, WeightsError
 from manyeyes.files import make_folder, write_json, write_text, writing
 
 STATE = "state.safetensors"
@@ -96,7 +95,7 @@ def load_run(folder: str | Path, device: torch.device | str = "cpu", pool: Trunk
     """
     config, details = read_header(folder)
     edited = Path(folder) / "config.yaml"
-    if edited.exists() and yaml.safe_load(edited.read_text()) != config.model_dump(mode="json"):
+    if edited.exists() and not _says(edited, config):
         raise RunError(f"{edited}: was changed after the fit; train again with it, or restore it to use this run")
     ensemble = Ensemble(config, pool)
     for trunk in ensemble.eyes.each():
@@ -117,6 +116,14 @@ def load_run(folder: str | Path, device: torch.device | str = "cpu", pool: Trunk
         ) from None
     ensemble.notes = list(details["notes"])
     return ensemble.to(device)
+
+
+def _says(path: Path, config: EnsembleConfig) -> bool:
+    """Whether a YAML file declares this config."""
+    try:
+        return EnsembleConfig.from_yaml(path) == config
+    except ConfigError:
+        return False
 
 
 @contextmanager
