@@ -1,7 +1,8 @@
 """Compare ensembles on sets: features extracted once, every cell fitted from the store and kept, a table, a report.
 
 A cell is one ensemble on one set with one seed. Its results are written whole as soon as it is finished, under a key of
-its config, its pictures and the version of the code, so that a killed study goes on where it stopped.
+its config, its weights, its pictures, their ground truth and the version of the code, so that a killed study goes on
+where it stopped.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from manyeyes.device import Precision, resolve_device, trunk_precision
 from manyeyes.ensemble import Ensemble, EnsembleConfig, Extraction, FeatureStore, Prediction, save_run
 from manyeyes.ensemble.run import owned
 from manyeyes.ensemble.store import StoredTaps, samples_fingerprint
-from manyeyes.ensemble.training import fit_extracted, split
+from manyeyes.ensemble.training import fit_extracted, require_labels, split
 from manyeyes.errors import ConfigError, DataError
 from manyeyes.experiments.evaluation import Evaluation, Stopwatch, measure
 from manyeyes.files import read_json, write_json, writing
@@ -130,6 +131,8 @@ def run_study(
     Raises: ConfigError if two ensembles or sets share a name; DataError if a set has no test pictures.
     """
     _check_names([config.name for config in configs], "ensembles")
+    if min(seeds) < 0:
+        raise ConfigError(f"seeds: expected numbers from 0 on, got {min(seeds)}")
     _check_names([image_set.name for image_set in sets], "sets")
     progress = progress or Silent()
     where = resolve_device(device)
@@ -174,25 +177,38 @@ class Work:
     progress: Progress
 
     def cells(self, configs: Sequence[EnsembleConfig], seeds: Sequence[int]) -> Iterator[Cell]:
-        wanted = [config.model_copy(update={"seed": seed}) for config in configs for seed in seeds]
-        found = {config.fingerprint(): self._cell(config) for config in wanted}
+        wanted = [config.model_copy(update={"seed": seed}) for config in configs for seed in dict.fromkeys(seeds)]
+        ensembles = {config.fingerprint(): Ensemble(config, self.pool) for config in wanted}
+        found = {config.fingerprint(): self._cell(config, ensembles[config.fingerprint()]) for config in wanted}
         todo = [config for config in wanted if not (found[config.fingerprint()].folder / FIGURES).exists()]
         by_canvas: dict[tuple[str, str], list[tuple[EnsembleConfig, Ensemble]]] = {}
         for config in todo:
-            ensemble = Ensemble(config, self.pool).to(self.device)
+            ensemble = ensembles.pop(config.fingerprint()).to(self.device)
+            require_labels(ensemble, None)
             frame = config.frame.sized(ensemble.canvas)
             by_canvas.setdefault((frame.fingerprint(), config.store), []).append((config, ensemble))
         for (_, store), group in by_canvas.items():
             self._group(store, group, found)
         yield from found.values()
 
-    def _cell(self, config: EnsembleConfig) -> Cell:
+    def _cell(self, config: EnsembleConfig, ensemble: Ensemble) -> Cell:
         pictures = (*self.image_set.train, *self.image_set.validation, *self.image_set.test)
         listed = samples_fingerprint(pictures, config.frame, self.skip_bad)
-        text = f"{__version__}|{config.fingerprint()}|{listed}"
+        weights = " ".join(sorted(ensemble.eyes.stages))
+        text = f"{__version__}|{config.fingerprint()}|{weights}|{listed}|{self._truth()}|{self.repetitions}"
         key = hashlib.sha256(text.encode()).hexdigest()[:12]
         name = f"{self.image_set.name}--{config.name}--seed{config.seed}--{key}"
         return Cell(config.name, self.image_set.name, config.seed, self.folder / "cells" / name)
+
+    def _truth(self) -> str:
+        """Changes when the defects, the masks or their saturations do."""
+        digest = hashlib.sha256()
+        for sample in self.image_set.test:
+            for region in sample.regions:
+                status = region.path.stat() if region.path.exists() else None
+                digest.update(f"{region}|{status and (status.st_size, status.st_mtime_ns)}".encode())
+            digest.update(f"{sample.path}|{sample.defect}|{sample.group}\n".encode())
+        return digest.hexdigest()[:16]
 
     def _group(self, store: str, group: list[tuple[EnsembleConfig, Ensemble]], found: dict[str, Cell]) -> None:
         frame = group[0][0].frame.sized(group[0][1].canvas)
@@ -210,7 +226,8 @@ class Work:
             eyes, self.image_set.test, frame, f"extracting {self.image_set.name}, test", self.progress
         )
         self._time_trunks(eyes, frame)
-        for config, ensemble in group:
+        while group:  # each fitted ensemble is let go before the next is fitted
+            config, ensemble = group.pop(0)
             self._fit_and_measure(config, ensemble, (taps, kept), (test, tested), frame, found[config.fingerprint()])
 
     def _time_trunks(self, eyes: Eyes, frame: Frame) -> None:
