@@ -30,6 +30,7 @@ from manyeyes.progress import Progress, Silent
 
 Judged = tuple[Prediction, Sequence[Sample]]
 THUMBNAIL = (64, 64)
+NO_MAPS = "the ensemble has no picturable head, so there are no maps to measure"
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,12 @@ def measure(
     pixel_threshold = float(ensemble.map_threshold_) if has_pixels else None
     figures = summarise(image, pixel, threshold, pixel_threshold, repetitions)
     if not ensemble.picturable:
-        figures["notes"].append("pixel: the ensemble has no picturable head, so there are no maps to measure")
-    figures["pixel"]["au_pro"] = figures.pop("au_pro")
+        figures["undefined"] = {
+            path: NO_MAPS if "pixel." in path else why for path, why in figures["undefined"].items()
+        }
+        figures["notes"].append(f"pixel: {NO_MAPS}")
+    for part in (figures, figures["undefined"], figures["intervals"]):
+        part.pop("au_pro", None)  # it is pixel.au_pro
     figures |= _parts(parts, np.array([picture["label"] for picture in pictures]), ensemble)
     good = [picture for picture in pictures if not picture["label"]]
     figures["threshold"] = threshold

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,8 @@ def predict_paths(
     progress = progress or Silent()
     where = resolve_device(device)
     samples = paths_to_samples(paths)
-    folder = make_folder(out)
     ensemble = load_run(run, where)
+    folder = make_folder(out)
     frame = ensemble.config.frame.sized(ensemble.canvas)
     batches = ImageBatches(samples, frame, batch_size, skip_bad=skip_bad)
     watch = Stopwatch(where, [], [])
@@ -110,10 +111,13 @@ def write_png(path: Path, image: np.ndarray) -> None:
 
 def _names(samples: Sequence[Sample]) -> dict[Path, str]:
     """A file name for each picture: its own, with as many parent folders before it as make all different."""
-    paths = [sample.path.resolve() for sample in samples]
-    for depth in range(1, max(len(path.parts) for path in paths) + 1):
-        names = ["_".join(path.with_suffix("").parts[-depth:]) for path in paths]
-        if len(set(names)) == len(names):
-            return {sample.path: name for sample, name in zip(samples, names, strict=True)}
-    # Same names but for their endings: a.png beside a.jpg.
-    return {sample.path: "_".join(path.parts[1:]) for sample, path in zip(samples, paths, strict=True)}
+    paths = [Path(os.path.abspath(sample.path)) for sample in samples]  # noqa: PTH100 - links keep their names
+    # With its ending where nothing else tells them apart: a.png beside a.jpg.
+    for plain in ([path.with_suffix("") for path in paths], paths):
+        for depth in range(1, max(len(path.parts) for path in paths)):
+            names = ["_".join(path.parts[1:][-depth:]) for path in plain]
+            if len(set(names)) == len(names):
+                return {sample.path: name for sample, name in zip(samples, names, strict=True)}
+    return {
+        sample.path: f"{index:06}_{path.stem}" for index, (sample, path) in enumerate(zip(samples, paths, strict=True))
+    }
