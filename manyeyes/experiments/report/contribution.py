@@ -11,7 +11,6 @@ from manyeyes.ensemble import EnsembleConfig
 from manyeyes.ensemble.config import FUSED
 from manyeyes.ensemble.run import STATE
 from manyeyes.experiments.report.contest import Contest, Result
-from manyeyes.fusion import ScoreLevelConfig
 
 LOWEST = 0.3
 """AUROCs are drawn as bars from chance, 0.5, to the right up to 1, and to the left down to this."""
@@ -79,7 +78,7 @@ def _groups(contest: Contest, ensemble: str) -> list[tuple[str, list[AurocBar]]]
 def fused_map(result: Result) -> Fused | None:
     """Read from the run's tensors by name, because building its trunks costs. None where nothing was fused."""
     config = EnsembleConfig.from_yaml(result.cell.run / "config.yaml")
-    if isinstance(config.fusion, ScoreLevelConfig) or not (result.cell.run / STATE).exists():
+    if config.fusion.kind == "score_level" or not (result.cell.run / STATE).exists():
         return None
     return _read(result.cell.run / STATE, config)
 
