@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterable
@@ -52,8 +53,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: is no UTF-8 text; expected a YAML file") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is no valid YAML ({' '.join(str(error).split())})") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # also dates and numbers that Python cannot hold
+        raise ConfigError(f"{path}: is no valid YAML ({' '.join(str(error).split())[:300]})") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected a mapping of fields, found {type(values).__name__}")
     return values
@@ -61,7 +62,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 def override(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     """A copy of ``values`` with each ``a.b.0.c=value`` set; the value is read as YAML, digits index lists."""
-    changed: dict[str, Any] = json.loads(json.dumps(values))
+    changed = copy.deepcopy(values)
     for item in overrides:
         path, equals, text = item.partition("=")
         if not equals or not path:
@@ -77,9 +78,10 @@ def _set(node: Any, keys: list[str], value: Any) -> None:
     for depth, key in enumerate(keys):
         last = depth == len(keys) - 1
         if isinstance(node, list):
+            if not key.isdecimal() or int(key) >= len(node):
+                allowed = f"a number from 0 to {len(node) - 1}" if node else "nothing, it is empty"
+                raise IndexError(f"{'.'.join(keys[:depth])} is a list: expected {allowed} after it, got {key!r}")
             index = int(key)
-            if not 0 <= index < len(node):
-                raise IndexError(f"there is no item {index}; the list has {len(node)}")
             if last:
                 node[index] = value
             else:
