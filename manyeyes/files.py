@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,8 @@ def writing(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         raise RunError(f"{path}: cannot be written: {ADVICE.get(error.errno or 0, error.strerror or error)}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it would hide the error above, such as a path that leads through a file
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -1,0 +1,148 @@
+"""What several rooms share: a tiny set of drawn parts, a config small enough to fit in a second, one trained run."""
+
+from __future__ import annotations
+
+import multiprocessing
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from manyeyes.backbones import PatchCoreConfig, TimmTrunkConfig
+from manyeyes.cli import main
+from manyeyes.data import Frame, ImageSet, read_image_set
+from manyeyes.ensemble import EnsembleConfig, MemberConfig, train_run
+from manyeyes.fusion import IndependentPcaConfig
+from manyeyes.heads import DiscriminatorConfig, GaussianConfig, MemoryBankConfig
+
+HEIGHT, WIDTH = 56, 64
+FORKSERVER = multiprocessing.get_context("forkserver")
+FORKSERVER.set_forkserver_preload(["manyeyes.experiments.compare", "manyeyes.experiments.prediction"])
+
+
+def picture(rng: np.random.Generator, defective: bool = False) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """A striped, grainy part, and where a dark hole was punched into it. Shapes: (56, 64, 3), (56, 64)."""
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    grain = rng.normal(0, 6, (HEIGHT, WIDTH, 3))
+    stripes = 130 + 40 * np.sin(x / 4 + rng.uniform(0, 0.5))[..., None] + np.array([10.0, 0.0, -20.0]) + grain
+    hole = np.zeros((HEIGHT, WIDTH), dtype=bool)
+    if defective:
+        cy, cx = rng.integers(16, HEIGHT - 16), rng.integers(16, WIDTH - 16)
+        hole = (y - cy) ** 2 + (x - cx) ** 2 < 10**2
+        stripes[hole] = 15
+    return np.clip(stripes, 0, 255).astype(np.uint8), hole
+
+
+def save(path: Path, array: NDArray[Any], **options: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path, **options)
+    return path
+
+
+def draw_parts(root: Path, train: int = 10, good: int = 5, defective: int = 4, seed: int = 0) -> Path:
+    """A set in the layout of MVTec AD with one defect, ``hole``, and its masks."""
+    rng = np.random.default_rng(seed)
+    for index in range(train):
+        save(root / f"train/good/{index:03}.png", picture(rng)[0])
+    for index in range(good):
+        save(root / f"test/good/{index:03}.png", picture(rng)[0])
+    for index in range(defective):
+        image, hole = picture(rng, defective=True)
+        save(root / f"test/hole/{index:03}.png", image)
+        save(root / f"ground_truth/hole/{index:03}_mask.png", hole.astype(np.uint8) * 255)
+    return root
+
+
+def small_trunk(seed: int = 0) -> TimmTrunkConfig:
+    return TimmTrunkConfig(architecture="test_resnet", weights="random", size=64, seed=seed)
+
+
+def small_member(name: str, seed: int = 0, **fields: Any) -> MemberConfig:
+    extractor = PatchCoreConfig(trunk=small_trunk(seed), stages=(1, 2))
+    return MemberConfig(**({"name": name, "extractor": extractor, "heads": (MemoryBankConfig(ratio=0.05),)} | fields))
+
+
+def small_config(**fields: Any) -> EnsembleConfig:
+    """Two eyes with heads of their own beside two heads on what they see together."""
+    defaults: dict[str, Any] = {
+        "name": "small",
+        "frame": Frame(size=64),
+        "members": (
+            small_member("one", heads=(MemoryBankConfig(ratio=0.05), GaussianConfig())),
+            small_member("two", 1),
+        ),
+        "fusion": IndependentPcaConfig(components=16),
+        "heads": (DiscriminatorConfig(steps=30, hidden=32, batch=128), MemoryBankConfig(ratio=0.05)),
+        "validation": 0.4,
+    }
+    return EnsembleConfig(**(defaults | fields))
+
+
+@pytest.fixture(scope="session")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
+    """Drawn once; whoever changes files draws his own."""
+    return read_image_set(draw_parts(tmp_path_factory.mktemp("parts") / "striped"))
+
+
+@pytest.fixture(scope="session")
+def trained(parts: ImageSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of `small_config` on `parts`. Read only."""
+    out = tmp_path_factory.mktemp("runs") / "small"
+    train_run(small_config(), parts, out, device="cpu", batch_size=4)
+    return out
+
+
+@pytest.fixture
+def run_copy(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the trained run to break."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+@pytest.fixture
+def manyeyes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Call the command line in this process: (exit code, stdout, stderr)."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["manyeyes", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            main()
+        except SystemExit as leaving:
+            code = leaving.code
+        else:
+            code = 0
+        out, err = capsys.readouterr()
+        assert isinstance(code, int), f"left with {code!r}"
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture
+def in_process() -> Iterator[Callable[..., int]]:
+    """Run a function of a module in a fresh process and give its exit code; minus the signal that killed it."""
+    started = []
+
+    def run(function: Callable[..., None], *arguments: object) -> int:
+        process = FORKSERVER.Process(target=function, args=arguments)
+        started.append(process)
+        process.start()
+        process.join(120)
+        assert process.exitcode is not None, "still running after two minutes"
+        return process.exitcode
+
+    yield run
+    for process in started:
+        process.kill()
+
+
+def lines(text: str) -> Sequence[str]:
+    return [line for line in text.splitlines() if line.strip()]

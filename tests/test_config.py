@@ -1,0 +1,214 @@
+"""Configs: every mistake is one line that names the file, the field and what is allowed; equal configs are equal."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import small_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from manyeyes.config import override
+from manyeyes.ensemble import PRESETS, EnsembleConfig, load_config
+from manyeyes.errors import ConfigError
+
+GOOD = """
+members:
+  - name: lite0
+    extractor: {kind: patchcore, stages: [2, 3]}
+    heads: [{kind: gaussian}]
+fusion: {kind: independent_pca, components: 64}
+heads: [{kind: discriminator}]
+"""
+
+
+def write(folder: Path, text: str | bytes) -> Path:
+    path = folder / "mine.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def error_of(path: str | Path, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(str(path), overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("fusion: {kind: blend}", ("fusion", "'blend'", "global_pca", "independent_pca", "score_level")),
+        ("fusion: {components: 64}", ("fusion", "kind", "missing")),
+        ("fusion: {kind: global_pca, component: 64}", ("fusion.global_pca.component", "unknown field", "schema")),
+        ("fusion: {kind: global_pca, components: -3}", ("fusion.global_pca.components", "-3")),
+        ("fusion: 64", ("fusion", "64")),
+        ("heads: {kind: discriminator}", ("heads", "tuple")),
+        ("heads: [{kind: discriminator, steps: many}]", ("heads.0.discriminator.steps", "integer", "'many'")),
+        ("heads: []", ("fusion.kind", "heads")),
+        ("seed: -1", ("seed", "greater than or equal to 0", "-1")),
+        ("blur: .nan", ("blur", "finite")),
+        ("sed: 1", ("sed", "unknown field")),
+        ("members: []", ("members", "at least 1")),
+        ("name: two words", ("name", "pattern", "two words")),
+        ("name: 2024-01-01", ("name", "string")),
+        ("frame: {region: [0.5, 0, 0.5, 1]}", ("frame.region", "left < right")),
+        ("threshold: {false_alarm_rate: 1.5}", ("threshold.false_alarm_rate", "less than 1", "1.5")),
+    ],
+)
+def test_a_mistake_names_the_file_the_field_and_what_is_allowed(
+    tmp_path: Path, change: str, expected: tuple[str, ...]
+) -> None:
+    values = yaml.safe_load(GOOD) | yaml.safe_load(change)
+    path = write(tmp_path, yaml.safe_dump(values))
+    message = error_of(path)
+    for word in (str(path), *expected):
+        assert word in message
+
+
+def test_every_mistake_is_named_at_once(tmp_path: Path) -> None:
+    message = error_of(write(tmp_path, GOOD + "sed: 1\nblurr: 2\n"))
+    assert "sed: unknown field" in message
+    assert "blurr: unknown field" in message
+
+
+def test_members_with_one_name_and_members_called_fused(tmp_path: Path) -> None:
+    values = yaml.safe_load(GOOD)
+    values["members"] *= 2
+    assert "lite0 stands more than once" in error_of(write(tmp_path, yaml.safe_dump(values)))
+    assert "'fused'" in error_of(write(tmp_path, GOOD.replace("name: lite0", "name: fused")))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (b"\xff\xfe\x00seed", "UTF-8"),
+        (b"members:\n\t- name: x", "no valid YAML"),
+        (b"members: [1, 2", "no valid YAML"),
+        (b"seed: 1\x00", "no valid YAML"),
+        (b"- members\n- fusion\n", "expected a mapping of fields, found list"),
+        (b"", "expected a mapping of fields, found NoneType"),
+        (b"just text", "found str"),
+        (b"name: 2024-13-45", "no valid YAML"),
+        (b"seed: " + b"9" * 5000, "no valid YAML"),
+        (b"name: " + b"[" * 3000, "no valid YAML"),
+        (b"a: &a [*a]", "a: unknown field"),
+        (b"seed: !!python/object/apply:os.system [true]", "no valid YAML"),
+    ],
+    ids=lambda value: repr(value)[:30] if isinstance(value, bytes) else "",
+)
+def test_unreadable_yaml(tmp_path: Path, text: bytes, expected: str) -> None:
+    path = write(tmp_path, text)
+    message = error_of(path)
+    assert str(path) in message
+    assert expected in message
+
+
+def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
+    assert "neither a file nor a preset" in (message := error_of(tmp_path / "none.yaml"))
+    assert "bundled" in message
+    assert "directory" in error_of(tmp_path)
+    with pytest.raises(ConfigError, match=r"none.yaml: cannot be read \(No such file"):
+        EnsembleConfig.from_yaml(tmp_path / "none.yaml")
+
+
+def test_overrides_reach_nested_fields_and_items_of_lists(tmp_path: Path) -> None:
+    config = load_config(
+        str(write(tmp_path, GOOD)),
+        [
+            "seed=7",
+            "fusion.components=0.9",
+            "members.0.extractor.stages=[1, 2]",
+            "members.0.extractor.trunk.weights=random",
+            "heads.0.steps=12",
+            "frame.region=[0, 0, 0.5, 1]",
+        ],
+    )
+    member = config.members[0]
+    assert (config.seed, config.fusion.components, config.heads[0].steps) == (7, 0.9, 12)  # type: ignore[union-attr]
+    assert (member.extractor.stages, member.extractor.trunk.weights) == ((1, 2), "random")  # type: ignore[union-attr]
+    assert config.frame.region == (0, 0, 0.5, 1)
+
+
+def test_another_kind_forgets_the_fields_of_the_old_one(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD)
+    config = load_config(str(path), ["heads.0.kind=memory_bank", "heads.0.ratio=0.5"])
+    assert config.heads[0].kind == "memory_bank"
+    # Setting the kind that is there already changes nothing.
+    assert load_config(str(path), ["fusion.kind=independent_pca"]).fusion.components == 64  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("fusion.components", "expected field=value"),
+        ("=3", "expected field=value"),
+        ("fusion.component=3", "fusion.independent_pca.component: unknown field"),
+        ("fusion.kind=blend", "unknown kind 'blend'; allowed"),
+        ("fusion.components.x=3", "is a value"),
+        ("members.1.name=x", "a number from 0 to 0"),
+        ("members.-1.name=x", "a number from 0 to 0"),
+        ("members.lite0.fuse=false", "members is a list: expected a number from 0 to 0"),
+        ("seed=[", "--set"),
+        ("seed=2024-13-45", "--set"),
+        ("..=1", "unknown field"),
+    ],
+)
+def test_wrong_overrides(tmp_path: Path, override: str, expected: str) -> None:
+    assert expected in error_of(write(tmp_path, GOOD), override)
+
+
+def test_override_leaves_its_input_alone() -> None:
+    values: dict[str, Any] = {"a": {"b": [1, 2]}}
+    assert override(values, ["a.b.0=5"]) == {"a": {"b": [5, 2]}}
+    assert values == {"a": {"b": [1, 2]}}
+
+
+def shuffled(value: Any, rng: random.Random) -> Any:
+    if isinstance(value, dict):
+        items = [(key, shuffled(item, rng)) for key, item in value.items()]
+        rng.shuffle(items)
+        return dict(items)
+    return [shuffled(item, rng) for item in value] if isinstance(value, list) else value
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 2**32))
+def test_fingerprints_do_not_see_the_order_of_fields(seed: int) -> None:
+    config = small_config()
+    values = shuffled(config.model_dump(mode="json"), random.Random(seed))
+    same = EnsembleConfig.parse(values)
+    assert same == config
+    assert same.fingerprint() == config.fingerprint()
+
+
+def test_fingerprints_see_every_change() -> None:
+    config = small_config()
+    changed = [
+        config.model_copy(update={"seed": 1}),
+        config.model_copy(update={"members": config.members[::-1]}),
+        config.model_copy(update={"blur": 0.01}),
+        config.model_copy(update={"heads": config.heads[:1]}),
+    ]
+    assert len({each.fingerprint() for each in [config, *changed]}) == 5
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_survive_yaml(tmp_path: Path, name: str) -> None:
+    config = load_config(name)
+    for text in (config.to_yaml(), config.to_yaml(compact=True)):
+        assert load_config(str(write(tmp_path, text))) == config
+    assert config.name == name
+
+
+def test_configs_are_frozen_and_refuse_what_is_unknown() -> None:
+    config = small_config()
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 3  # type: ignore[misc]
+    with pytest.raises(ConfigError, match=r"somewhere: sede: unknown field"):
+        EnsembleConfig.parse(config.model_dump(mode="json") | {"sede": 1}, "somewhere")

@@ -1,0 +1,83 @@
+"""The three linear operations on maps, each against a slow way to the same, and what their declaration refuses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from manyeyes.errors import ShapeError
+from manyeyes.maps import MapSpec, check_maps, finest_grid, neighbourhood_mean, pooled, to_grid
+
+SIDE = st.integers(1, 9)
+few = settings(max_examples=25, deadline=None)
+
+
+def some(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@few
+@given(SIDE, SIDE, st.sampled_from([1, 3, 5]))
+def test_the_neighbourhood_mean_takes_what_lies_inside(h: int, w: int, side: int) -> None:
+    maps, reach = some(2, 3, h, w), side // 2
+    expected = torch.empty_like(maps)
+    for y in range(h):
+        for x in range(w):
+            window = maps[..., max(0, y - reach) : y + reach + 1, max(0, x - reach) : x + reach + 1]
+            expected[..., y, x] = window.mean(dim=(2, 3))
+    torch.testing.assert_close(neighbourhood_mean(maps, side), expected)
+
+
+@few
+@given(SIDE, SIDE, SIDE, SIDE)
+def test_to_grid_is_linear_keeps_constants_and_commutes_with_projections(h: int, w: int, rows: int, cols: int) -> None:
+    a, b, weight = some(1, 3, h, w), some(1, 3, h, w, seed=1), some(2, 3, seed=2)
+    grid = (rows, cols)
+    torch.testing.assert_close(to_grid(2 * a + b, grid), 2 * to_grid(a, grid) + to_grid(b, grid))
+    torch.testing.assert_close(to_grid(torch.full_like(a, 3.5), grid), torch.full((1, 3, *grid), 3.5).double())
+    projected = torch.einsum("dc,bchw->bdhw", weight, to_grid(a, grid))
+    torch.testing.assert_close(projected, to_grid(torch.einsum("dc,bchw->bdhw", weight, a), grid))
+
+
+def test_to_grid_keeps_pixel_centres_in_place() -> None:
+    ramp = ((torch.arange(8) + 0.5) / 8).expand(1, 1, 8, 8)
+    for cols in (4, 16):
+        inner = to_grid(ramp, (8, cols))[0, 0, 0, 2:-2]
+        torch.testing.assert_close(inner, ((torch.arange(cols) + 0.5) / cols)[2:-2])
+
+
+def test_the_right_grid_is_left_alone() -> None:
+    maps = some(1, 2, 4, 5)
+    assert to_grid(maps, (4, 5)) is maps
+    assert neighbourhood_mean(maps, 1) is maps
+
+
+def test_finest_grid_takes_rows_and_columns_apart_and_skips_what_is_not_spatial() -> None:
+    specs = (MapSpec("a", 3, 4, (8, 4)), MapSpec("b", 3, 8, (4, 6)), MapSpec("c", 3, 64, (1, 1), spatial=False))
+    assert finest_grid(specs) == (8, 6)
+    with pytest.raises(ShapeError, match=r"nothing to fuse; use kind: score_level"):
+        finest_grid(specs[2:])
+
+
+def test_pooled_is_the_mean_of_each_channel() -> None:
+    maps = (some(2, 3, 4, 4), some(2, 5, 1, 1))
+    expected = torch.cat([maps[0].flatten(2).mean(2), maps[1].flatten(1)], dim=1)
+    torch.testing.assert_close(pooled(maps), expected)
+
+
+@pytest.mark.parametrize(
+    ("maps", "message"),
+    [
+        ((some(2, 3, 4, 4),), r"expected 2 maps \(a, b\), got 1"),
+        ((some(2, 3, 4, 4), some(2, 4, 4, 4)), r"map 'b': expected \(b, 5, h, w\) with b = 2, got \(2, 4, 4, 4\)"),
+        ((some(2, 3, 4, 4), some(1, 5, 4, 4)), r"map 'b'.*got \(1, 5, 4, 4\)"),
+        ((some(2, 3, 4), some(2, 5, 4, 4)), r"map 'a'.*got \(2, 3, 4\)"),
+    ],
+)
+def test_maps_that_are_not_as_declared(maps: tuple[torch.Tensor, ...], message: str) -> None:
+    specs = (MapSpec("a", 3, 4, (4, 4)), MapSpec("b", 5, 4, (4, 4)))
+    with pytest.raises(ShapeError, match=message):
+        check_maps(maps, specs)
+    check_maps((some(2, 3, 4, 4), some(2, 5, 2, 2)), specs)
