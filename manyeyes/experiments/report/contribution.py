@@ -11,6 +11,7 @@ from manyeyes.ensemble import EnsembleConfig
 from manyeyes.ensemble.config import FUSED
 from manyeyes.ensemble.run import STATE
 from manyeyes.experiments.report.contest import Contest, Result
+from manyeyes.experiments.report.words import DASH, percent
 
 LOWEST = 0.3
 """AUROCs are drawn as bars from chance, 0.5, to the right up to 1, and to the left down to this."""
@@ -29,9 +30,9 @@ class AurocBar:
     @classmethod
     def draw(cls, name: str, value: float | None, reason: str) -> AurocBar:
         if value is None:
-            return cls(name, "–", along(0.5), 0, reason)
+            return cls(name, DASH, along(0.5), 0, reason)
         low, high = sorted((along(0.5), along(value)))
-        return cls(name, f"{100 * value:.1f}", low, high - low)
+        return cls(name, percent(value), low, high - low)
 
 
 def along(auroc: float) -> float:

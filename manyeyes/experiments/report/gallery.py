@@ -15,6 +15,7 @@ from manyeyes.data import Frame
 from manyeyes.ensemble import EnsembleConfig
 from manyeyes.experiments.report.contest import Contest, Result
 from manyeyes.experiments.report.thumbnails import data_uri, overlay, thumbnail, truth
+from manyeyes.experiments.report.words import number, signed
 
 CARDS = 6
 """Pictures per gallery."""
@@ -127,19 +128,6 @@ class Painter:
 
     def _strength(self, value: float) -> float:
         return 100 * float(np.arcsinh(max(value, 0.0)) / np.arcsinh(self.strongest))
-
-
-def number(value: float) -> str:
-    """Three significant digits, all digits before the point, and an exponent only where nothing else can be read."""
-    if value == 0 or 0.001 <= abs(value) < 1e6:
-        digits = max(0, 2 - int(np.floor(np.log10(abs(value))))) if value else 0
-        return signed(f"{value:.{digits}f}")
-    return signed(f"{value:.2e}")
-
-
-def signed(text: str) -> str:
-    """With a true minus sign."""
-    return text.replace("-", "−")
 
 
 def galleries(painter: Painter) -> list[Gallery]:

@@ -17,6 +17,7 @@ from manyeyes.experiments.report import contribution, curves, tables
 from manyeyes.experiments.report.contest import Contest
 from manyeyes.experiments.report.gallery import Gallery, Painter, disagreements, galleries
 from manyeyes.experiments.report.verdict import verdict
+from manyeyes.experiments.report.words import breakable
 
 HERE = "manyeyes.experiments.report"
 COLOURS = 8
@@ -93,6 +94,7 @@ def render(study: Study) -> str:
         lstrip_blocks=True,
     )
     environment.globals["along"] = contribution.along
+    environment.filters["breakable"] = breakable
     return environment.get_template("page.html").render(
         verdict=verdict(contests),
         sections=sections,

@@ -2,7 +2,7 @@
 "use strict";
 (() => {
   const { sets } = JSON.parse(document.getElementById("data").textContent);
-  const BINS = 40, HEIGHT = 260, MIDDLE = 118, REACH = 86, MARGIN = 14;
+  const BINS = 40, HEIGHT = 256, MIDDLE = 116, REACH = 86, MARGIN = 14;
   document.documentElement.classList.add("scripted");
 
   const svg = (name, attributes = {}, text = "") => {
@@ -133,8 +133,6 @@
       for (const tick of ticks(scale, width - 2 * MARGIN))
         picture.append(svg("text", { x: MARGIN + tick.x, y: HEIGHT - 30, "text-anchor": "middle" }, short(tick.value)));
       picture.append(svg("text", { x: MARGIN, y: HEIGHT - 8 }, "score · solid bars are on the wrong side of the line"));
-      picture.append(svg("text", { x: width - MARGIN, y: 44, class: "named good", "text-anchor": "end" }, "good parts"));
-      picture.append(svg("text", { x: width - MARGIN, y: 206, class: "named defective", "text-anchor": "end" }, "defective parts"));
       const handle = svg("g", { class: "handle", role: "slider", tabindex: 0, "aria-label": "Threshold", "aria-orientation": "horizontal" });
       handle.append(
         svg("rect", { class: "hit", x: -22, y: 0, width: 44, height: HEIGHT - 48 }),

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from manyeyes.experiments.metrics.figure import Interval
 from manyeyes.experiments.report.contest import Contest, overall
+from manyeyes.experiments.report.words import DASH, percent, signed, span
 
-DASH = "–"
 SPRO_LIMIT = "0.05"
 """The false-positive rate up to which LOCO's AU-sPRO is headlined."""
 
@@ -24,10 +24,6 @@ class Shown:
     value: float | None = None
 
 
-def percent(value: float | None) -> str:
-    return DASH if value is None else f"{100 * value:.1f}"
-
-
 def figure(contest: Contest, ensemble: str, *path: str) -> Shown:
     """A figure in %, mean over seeds with their standard deviation beneath."""
     values = contest.values(ensemble, *path)
@@ -37,13 +33,6 @@ def figure(contest: Contest, ensemble: str, *path: str) -> Shown:
     value = statistics.fmean(values)
     title = f"mean and standard deviation over {len(values)} seeds" if spread else ""
     return Shown(percent(value), spread, title, value)
-
-
-def span(interval: Interval | None, sign: bool = False) -> str:
-    if interval is None:
-        return ""
-    low, high = (f"{100 * value:+.1f}" if sign else f"{100 * value:.1f}" for value in interval)
-    return f"{low} to {high}".replace("-", "−")
 
 
 @dataclass(frozen=True)
@@ -101,12 +90,12 @@ def _difference(contest: Contest, name: str) -> Shown:
     found = contest.behind.get(name)
     if found is None:
         return Shown(DASH, title="differences need good and defective pictures")
-    text = f"{100 * found.value:+.1f}".replace("-", "−").replace("+0.0", "0.0").replace("−0.0", "0.0")
+    text = re.sub(r"[+-]0\.0$", "0.0", f"{100 * found.value:+.1f}")
     if found.p is None:
-        return Shown(text, "no test", "the pictures allow no test of this difference", found.value)
+        return Shown(signed(text), "no test", "the pictures allow no test of this difference", found.value)
     p = "p < 0.001" if found.p < 0.001 else f"p = {found.p:.2g}" if found.p < 0.1 else f"p = {found.p:.2f}"
     title = f"95 % interval of the difference {span(found.interval, sign=True)}; paired DeLong test, corrected by Holm"
-    return Shown(text, p, title, found.value)
+    return Shown(signed(text), p, title, found.value)
 
 
 def _false_alarms(contest: Contest, name: str) -> Shown:
@@ -118,7 +107,7 @@ def _false_alarms(contest: Contest, name: str) -> Shown:
         return Shown(DASH, title="there is no good test picture")
     good = contest.first(name).figures["counts"]["good"]
     count = f"{round(rate * good)} of {good}" if len(contest.seeds) == 1 else f"of {good}, mean over seeds"
-    return Shown(f"{100 * rate:.0f} %", f"{count}\npromised ≤ {100 * promised:.0f} %", title, rate)
+    return Shown(f"{100 * rate:.0f} %", f"{count}\npromised ≤\u00a0{100 * promised:.0f}\u00a0%", title, rate)
 
 
 def _misses(contest: Contest, name: str) -> Shown:

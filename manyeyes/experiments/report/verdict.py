@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from manyeyes.experiments.report.contest import Contest, overall
-from manyeyes.experiments.report.tables import percent, span
+from manyeyes.experiments.report.words import number, percent, span
 
 FEW = 30
 """With fewer pictures of a class on a set, rates move in steps of more than 3 %, and the page says so."""
@@ -41,8 +41,8 @@ def verdict(contests: Sequence[Contest]) -> Verdict:
         reason = contests[0].reason(best, "image", "auroc")
         return Verdict("No ranking is possible", lead, False, [f"Image AUROC is undefined: {reason}."], [])
     rivals = [name for name, value in order[1:] if value is not None]
-    findings = [_standing(contest) for contest in contests] if rivals else []
-    findings += _warnings(contests, best)
+    findings = [_named(contest, contests, _standing(contest)) for contest in contests] if rivals else []
+    findings += [_named(contest, contests, text) for contest in contests for text in _warnings(contest, best)]
     sure = bool(rivals) and all(_stands_out(contest, best) for contest in contests)
     if not rivals:
         title = f"{best}: image AUROC {percent(auroc)} %"
@@ -74,6 +74,11 @@ def _joined(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
+def _named(contest: Contest, contests: Sequence[Contest], sentence: str) -> str:
+    """The sentence, with the set that it speaks of where there are several."""
+    return f"{contest.data}: {sentence}" if len(contests) > 1 else sentence
+
+
 def _stands_out(contest: Contest, best: str) -> bool:
     return contest.best == best and bool(contest.behind) and len(contest.beaten) == len(contest.behind)
 
@@ -81,40 +86,35 @@ def _stands_out(contest: Contest, best: str) -> bool:
 def _standing(contest: Contest) -> str:
     """One sentence about the ranking on one set."""
     if not contest.behind:
-        return f"{contest.data}: the ensembles cannot be compared, good or defective test pictures are missing."
+        return "The ensembles cannot be compared, good or defective test pictures are missing."
     others, beaten = len(contest.behind), contest.beaten
     if not beaten:
         pictures = len(contest.common)
         return (
-            f"{contest.data}: {contest.best} comes first, but on {pictures} test pictures no other ensemble is "
+            f"{contest.best} comes first, but on {pictures} test pictures no other ensemble is "
             "significantly behind it (paired DeLong tests, Holm-corrected, 5 % level). Let the cost decide, "
             "or test on more pictures."
         )
     if len(beaten) == others:
-        return f"{contest.data}: {contest.best} is significantly ahead of {_joined(beaten)}."
+        return f"{contest.best} is significantly ahead of {_joined(beaten)}."
     level = [name for name in contest.behind if name not in beaten]
-    return (
-        f"{contest.data}: {contest.best} is significantly ahead of {_joined(beaten)}; "
-        f"{_joined(level)} cannot be told apart from it."
-    )
+    return f"{contest.best} is significantly ahead of {_joined(beaten)}; {_joined(level)} cannot be told apart from it."
 
 
-def _warnings(contests: Sequence[Contest], best: str) -> list[str]:
+def _warnings(contest: Contest, best: str) -> list[str]:
     found = []
-    for contest in contests:
-        interval = contest.interval(best) if best in contest.results else None
-        if interval is not None and interval[0] <= 0.5:
-            found.append(
-                f"{contest.data}: {best} is not shown to be better than chance; the interval of its image AUROC, "
-                f"{span(interval)} %, reaches 50 %."
-            )
-        counts = contest.any.figures["counts"]
-        few = [f"{counts[kind]} {kind}" for kind in ("good", "defective") if 0 < counts[kind] < FEW]
-        if few:
-            one = 100 / min(value for kind in ("good", "defective") if 0 < (value := counts[kind]) < FEW)
-            found.append(
-                f"{contest.data}: {_joined(few)} test pictures are few; one picture moves a rate by {one:.0f} points."
-            )
+    interval = contest.interval(best) if best in contest.results else None
+    if interval is not None and interval[0] <= 0.5:
+        found.append(
+            f"{best} is not shown to be better than chance: the interval of its image AUROC, {span(interval)} %, "
+            "reaches 50 %."
+        )
+    counts = contest.any.figures["counts"]
+    few = {kind: counts[kind] for kind in ("good", "defective") if 0 < counts[kind] < FEW}
+    if few:
+        step = 100 / min(few.values())
+        words = _joined([f"{count} {kind}" for kind, count in few.items()])
+        found.append(f"{words} test pictures are few: one picture moves a rate by {step:.0f} points.")
     return found
 
 
@@ -134,5 +134,5 @@ def _tiles(contests: Sequence[Contest], best: str, auroc: float) -> list[Tile]:
             tiles.append(Tile(label, f"{100 * (1 - mean if path[1] == 'recall' else mean):.0f} %", of))
     costs = [value for contest in where if (value := contest.mean(best, "cost", "ms_per_image")) is not None]
     if costs:
-        tiles.append(Tile("Time per picture", f"{sum(costs) / len(costs):.0f} ms", "on the machine of this study"))
+        tiles.append(Tile("Time per picture", f"{number(sum(costs) / len(costs))} ms", "on the machine of this study"))
     return tiles
