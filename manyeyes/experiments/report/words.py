@@ -1,0 +1,43 @@
+"""Numbers and names as people read them."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+from markupsafe import Markup, escape
+
+from manyeyes.experiments.metrics.figure import Interval
+
+DASH = "–"
+
+
+def percent(value: float | None) -> str:
+    """A share in % with one digit, or a dash."""
+    return DASH if value is None else f"{100 * value:.1f}"
+
+
+def span(interval: Interval | None, sign: bool = False) -> str:
+    """An interval in %."""
+    if interval is None:
+        return ""
+    low, high = (f"{100 * value:+.1f}" if sign else f"{100 * value:.1f}" for value in interval)
+    return signed(f"{low} to {high}")
+
+
+def number(value: float) -> str:
+    """Three significant digits, all digits before the point, and an exponent only where nothing else can be read."""
+    if value == 0 or 0.001 <= abs(value) < 1e6:
+        digits = max(0, 2 - int(np.floor(np.log10(abs(value))))) if value else 0
+        return signed(f"{value:.{digits}f}")
+    return signed(f"{value:.2e}")
+
+
+def signed(text: str) -> str:
+    """With a true minus sign."""
+    return text.replace("-", "−")
+
+
+def breakable(name: str) -> Markup:
+    """A name, escaped, that may be broken after an underscore, a plus or a slash, as narrow columns need."""
+    return Markup(re.sub(r"([_+/])", r"\1<wbr>", str(escape(name))))
