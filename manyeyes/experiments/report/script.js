@@ -70,7 +70,7 @@
       const good = sorted(split(part.scores)[0]).reverse();
       if (!good.length) return quantile(part.scores, 0.5);
       if (!alarms) return good[0] + 1e-6 * Math.max(1, Math.abs(good[0]));
-      return good[alarms - 1];
+      return alarms < good.length ? (good[alarms - 1] + good[alarms]) / 2 : good[alarms - 1];
     };
 
     function chooseEnsemble() {

@@ -1,0 +1,272 @@
+"""The report page without a browser: what it says, that it is whole, and that it survives odd studies."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score, roc_curve
+from studies import finished_study
+
+from manyeyes.experiments.metrics import delong, paired_test
+from manyeyes.experiments.report import write_report
+from manyeyes.experiments.report.contest import Contest, holm
+from manyeyes.experiments.report.curves import digits, roc
+from manyeyes.experiments.report.gallery import Painter, disagreements, galleries
+from manyeyes.experiments.report.page import embedded
+from manyeyes.experiments.report.verdict import verdict
+from manyeyes.experiments.report.words import breakable, number
+
+STRENGTHS = {"weak": 0.1, "strong": 3.0, "even": 1.5}
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, text outside scripts, and the embedded data."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.inside: list[str] = []
+        self.data = ""
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag in ("script", "style"):
+            self.inside.append(str(dict(attrs).get("type", tag)))
+
+    def handle_endtag(self, tag):
+        if tag in ("script", "style"):
+            self.inside.pop()
+
+    def handle_data(self, data):
+        if self.inside and self.inside[-1] == "application/json":
+            self.data += data
+        elif not self.inside:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def written(study) -> Page:
+    return Page(write_report(study).read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return finished_study(tmp_path_factory.mktemp("study"), STRENGTHS, good=12, defective=10)
+
+
+@pytest.fixture(scope="module")
+def page(study):
+    return written(study)
+
+
+def test_nothing_is_fetched(page):
+    for tag, attributes in page.tags:
+        for name in ("src", "href", "srcset", "poster", "action"):
+            value = attributes.get(name)
+            assert value is None or value.startswith(("#", "data:")), (tag, name, value)
+    assert not {tag for tag, _ in page.tags} & {"iframe", "object", "embed", "base"}
+
+
+def test_style_and_script_fetch_nothing(study):
+    html = write_report(study).read_text(encoding="utf-8")
+    bare = re.sub(r"data:image/jpeg;base64,[A-Za-z0-9+/=]+", "", html).replace("http://www.w3.org/2000/svg", "")
+    assert not re.search(r"https?:|url\((?!#)|@import|fetch\(|XMLHttpRequest|import\(", bare)
+
+
+def test_figures_in_the_table_are_the_cells(study, page):
+    for cell in study.cells:
+        figures = cell.figures
+        for value in (figures["image"]["auroc"], figures["image"]["f1_max"]):
+            assert f"{100 * value:.1f}" in page.text
+        missed = sum(p["label"] and not p["alarm"] for p in cell.pictures)
+        assert f"{missed} of 10" in page.text
+
+
+def test_embedded_scores_decide_as_the_cells_did(study, page):
+    (data,) = json.loads(page.data)["sets"]
+    cells = {cell.ensemble: cell for cell in study.cells}
+    assert [one["name"] for one in data["ensembles"]] == Contest.read(study, "parts").ranking
+    for one in data["ensembles"]:
+        pictures = cells[one["name"]].pictures
+        assert [s >= one["threshold"] for s in one["parts"][0]["scores"]] == [p["alarm"] for p in pictures]
+        assert {part["label"] for part in one["parts"][1:]} == {"one", "two", "picturable", "unpicturable"} | set(
+            pictures[0]["heads"]
+        )
+
+
+def test_nine_digits_keep_every_float32_apart():
+    value = np.float32(21.792757)
+    for _ in range(50):
+        above = np.nextafter(value, np.float32(np.inf))
+        low, high = digits(np.array([value, above], np.float64))
+        assert low < high
+        value = above
+
+
+def test_pictures_show_and_sizes_are_small(page, study):
+    images = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert len(images) > 20
+    assert all(attributes["src"].startswith("data:image/jpeg;base64,/9j/") for attributes in images)
+    assert all(attributes["alt"] for attributes in images)
+    assert study.report.stat().st_size < 2e6
+
+
+def test_names_with_markup_are_words(tmp_path):
+    study = finished_study(tmp_path, {"a": 1.0, "b": 2.0}, good=3, defective=3, name='x\' "y" <img src=q> ü')
+    html = write_report(study).read_text(encoding="utf-8")
+    page = Page(html)
+    assert "<img src=q>" not in html
+    assert "<i>markup</i>" not in html
+    assert "a note with <i>markup</i>" in page.text
+    assert "dent <b>&\"'" in page.text
+    assert 'x\' "y" <img src=q> ü-0.png' in page.text
+    assert "dent <b>&\"'" in json.loads(page.data)["sets"][0]["ensembles"][0]["defects"]
+
+
+def test_embedded_json_cannot_end_its_element():
+    value = {"a": "</script><!-- \u2028 & ünï"}
+    text = str(embedded(value))
+    assert not set("<>&\u2028") & set(text)
+    assert json.loads(text) == value
+    with pytest.raises(ValueError, match="Out of range"):
+        embedded(float("nan"))
+
+
+def test_breakable_escapes_first():
+    assert str(breakable("a_<b>/c")) == "a_<wbr>&lt;b&gt;/<wbr>c"
+
+
+@pytest.mark.parametrize(("good", "defective"), [(4, 0), (0, 4), (1, 0), (1, 1)])
+def test_undefined_figures_are_dashes_with_their_reason(tmp_path, good, defective):
+    page = written(finished_study(tmp_path, {"a": 1.0, "b": 2.0}, good=good, defective=defective))
+    if min(good, defective) == 0:
+        assert "No ranking is possible" in page.text
+        titles = [attributes.get("title") for tag, attributes in page.tags if tag == "td"]
+        assert f"there is no {'defective' if good else 'good'} image" in titles
+        assert "–" in page.text
+    else:
+        assert "are few" in page.text
+    assert "None" not in page.text
+    assert "nan" not in page.text.split()
+
+
+def test_ensembles_without_maps_have_no_heatmaps_and_say_so(tmp_path):
+    page = written(finished_study(tmp_path, {"a": 1.0, "b": 1.2}, draws=False))
+    assert "no head of this ensemble draws maps" in page.text
+    assert not [a for tag, a in page.tags if tag == "img" and "Heatmap" in a["alt"]]
+
+
+def test_sets_without_masks_have_no_outline(tmp_path):
+    page = written(finished_study(tmp_path, {"a": 1.0}, masks=False))
+    alts = [a["alt"] for tag, a in page.tags if tag == "img"]
+    assert any("Heatmap" in alt for alt in alts)
+    assert not any("outlined" in alt for alt in alts)
+
+
+def test_a_picture_that_is_gone_leaves_its_card(tmp_path):
+    study = finished_study(tmp_path, {"a": 1.0, "b": 2.0})
+    for path in (tmp_path / "parts").glob("part-*.png"):
+        path.unlink()
+    page = written(study)
+    assert "no longer where it was" in page.text
+    assert not [tag for tag, _ in page.tags if tag == "img"]
+
+
+def test_several_sets_and_seeds(tmp_path):
+    study = finished_study(tmp_path, {"weak": 0.2, "strong": 2.0}, sets=("one", "two"), seeds=(0, 1, 2))
+    page = written(study)
+    contest = Contest.read(study, "one")
+    values = [cell.figures["image"]["auroc"] for cell in study.of("strong", "one")]
+    assert contest.mean("strong", "image", "auroc") == pytest.approx(np.mean(values))
+    assert contest.placements["strong"].auroc == pytest.approx(np.mean(values))
+    assert "Over all sets" in page.text
+    assert "each with 3 seeds" in page.text
+    assert len(json.loads(page.data)["sets"]) == 2
+
+
+def test_intervals_and_differences_are_delongs(study):
+    contest = Contest.read(study, "parts")
+    assert contest.best == "strong"
+    halves = {}
+    for name in STRENGTHS:
+        result = contest.first(name)
+        halves[name] = result.scores[result.labels == 0], result.scores[result.labels == 1]
+        assert contest.interval(name) == pytest.approx(delong.interval(*halves[name]))
+    expected = {name: paired_test(*halves[name], *halves["strong"]) for name in ("weak", "even")}
+    corrected = holm({name: found.p for name, found in expected.items()})
+    for name, found in expected.items():
+        assert contest.behind[name].value == pytest.approx(found.value)
+        assert contest.behind[name].p == pytest.approx(corrected[name])
+    assert "weak" in contest.beaten
+
+
+def test_holm_equals_its_definition():
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": None}) == pytest.approx(
+        {"a": 0.03, "b": 0.06, "c": 0.06, "d": None}
+    )
+    assert holm({"a": 0.6, "b": 0.9}) == {"a": 1.0, "b": 1.0}
+    assert holm({}) == {}
+
+
+def test_the_headline_is_careful_where_the_lead_is_noise(tmp_path):
+    unsure = verdict([Contest.read(finished_study(tmp_path / "a", {"a": 1.0, "bb": 1.1}), "parts")])
+    assert not unsure.sure
+    assert "within the noise" in unsure.title or "alike" in unsure.title
+    study = finished_study(tmp_path / "b", {"weak": 0.0, "strong": 5.0}, good=30, defective=30)
+    sure = verdict([Contest.read(study, "parts")])
+    assert sure.sure
+    assert sure.title == "strong ranks highest"
+    assert any("significantly ahead of weak" in finding for finding in sure.findings)
+
+
+def test_roc_equals_scikit_learn():
+    rng = np.random.default_rng(3)
+    good, defective = rng.integers(0, 9, 40).astype(float), rng.integers(2, 12, 25).astype(float)
+    x, y = roc(good, defective)
+    labels, scores = np.r_[np.zeros(40), np.ones(25)], np.r_[good, defective]
+    assert np.trapezoid(y, x) == pytest.approx(roc_auc_score(labels, scores))
+    fpr, tpr, _ = roc_curve(labels, scores)
+    assert np.interp(fpr, x, y).max() == pytest.approx(tpr.max())
+    assert (x[0], y[0], x[-1], y[-1]) == (0, 0, 1, 1)
+
+
+def test_galleries_show_the_worst_first(study):
+    result = Contest.read(study, "parts").first("weak")
+    shown = {gallery.title: gallery.cards for gallery in galleries(Painter(result, "weak"))}
+    scores = {p["path"]: p for p in result.pictures}
+    misses = [scores[card.path] for card in shown["Worst misses"]]
+    assert all(p["label"] and not p["alarm"] for p in misses)
+    assert [p["score"] for p in misses] == sorted(p["score"] for p in misses)
+    alarms = [scores[card.path] for card in shown["Worst false alarms"]]
+    assert all(not p["label"] and p["alarm"] for p in alarms)
+    assert len({card.defect for card in shown["Best found"][:2]}) == 2
+
+
+def test_disagreements_start_with_split_decisions(study):
+    contest = Contest.read(study, "parts")
+    found = disagreements(contest, [Painter(contest.first(name), name) for name in contest.ranking])
+    alarms = [{view.alarm for view in card.views} for card in found.cards]
+    assert alarms[0] == {True, False}
+    assert all(len(card.views) == 3 for card in found.cards)
+    assert disagreements(contest, [Painter(contest.first("weak"), "weak")]) is None
+
+
+def test_the_fused_map_is_read_from_the_run(page):
+    assert "Fused map: 5 components by independent pca" in page.text
+    assert "one 25 %" in page.text
+    assert "one: 80.0 % of the variance kept" in page.text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0, "0"), (21.7927, "21.8"), (-4.138, "−4.14"), (12345.6, "12346"), (3e7, "3.00e+07")]
+)
+def test_numbers_for_people(value, text):
+    assert number(value) == text
