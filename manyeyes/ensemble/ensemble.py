@@ -25,6 +25,8 @@ from manyeyes.progress import Advance, Progress, Silent
 PIXELS = 65_536
 """Pixels per head that the map normaliser sees; more change nothing that shows."""
 LEAVE_OUT_GROUPS = 64
+SAME = 2e-3
+"""Features of equal pictures may differ by this part of the largest: twice the rounding to half precision."""
 
 
 class Ensemble(Fitted):
@@ -42,6 +44,7 @@ class Ensemble(Fitted):
         self.notes: list[str] = []
         """What a user must know about how the config was carried out."""
         self.branches = nn.ModuleList(self._declare(extractors))
+        self._declared_notes = tuple(self.notes)
         self.extractors = [e for branch in self.branches for e in cast(Branch, branch).extractors]
         self.eyes = Eyes(self.extractors)
         self.names = [name for branch in self.branches for name in cast(Branch, branch).names]
@@ -119,8 +122,12 @@ class Ensemble(Fitted):
 
         ``train`` and ``validation`` are taps of good pictures that are not the same; ``labelled`` are taps of pictures
         with their labels (n,) in {0, 1}, for combiners that learn from labels.
+
+        Raises: DataError if all pictures of ``train`` are equal, or too few for a block or a head.
         """
         progress = progress or Silent()
+        require_difference(train)
+        self.notes = list(self._declared_notes)
         for branch in self._branches():
             advance = progress.step(f"fitting {branch.name}")
             branch.fit(train.only(branch.tap_keys), self.config.seed, advance)
@@ -265,3 +272,17 @@ class Ensemble(Fitted):
             branch.load_fitted(state, f"branches.{index}.")
         trunks = {key: value for key, value in self.state_dict().items() if key.startswith("eyes.")}
         self.load_state_dict({**state, **trunks})
+
+
+def require_difference(taps: TapSource) -> None:
+    """Raises: DataError if there are several pictures and all look the same. Reads up to the first that differs."""
+    first: dict[str, Tensor] = {}
+    for batch in taps:
+        for key, value in batch.items():
+            reference = first.setdefault(key, value[:1])
+            if bool(((value - reference).abs() > SAME * reference.abs().max()).any()):
+                return
+    if len(taps) > 1:
+        raise DataError(
+            f"all {len(taps)} training pictures are equal, so nothing shows how good parts vary; give different ones"
+        )
