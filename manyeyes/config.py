@@ -25,8 +25,10 @@ class Config(BaseModel):
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    def to_yaml(self, compact: bool = False) -> str:
+        """YAML that `from_yaml` reads back; ``compact`` leaves out fields at their defaults, ``kind`` excepted."""
+        values = _compact(self) if compact else self.model_dump(mode="json")
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
     @classmethod
     def parse(cls, values: Any, source: str = "config") -> Self:
@@ -43,6 +45,19 @@ class Config(BaseModel):
         Raises: ConfigError naming the file, the field and what is allowed.
         """
         return cls.parse(override(read_yaml(path), overrides), str(path))
+
+
+def _compact(value: Any) -> Any:
+    if isinstance(value, Config):
+        fields = type(value).model_fields
+        return {
+            name: _compact(getattr(value, name))
+            for name, field in fields.items()
+            if name == "kind" or field.is_required() or getattr(value, name) != field.get_default()
+        }
+    if isinstance(value, tuple | list):
+        return [_compact(item) for item in value]
+    return {key: _compact(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from manyeyes.errors import ShapeError
 from manyeyes.fusion.contract import Fusion, Projection
-from manyeyes.maps import Grid, MapSpec, check_maps, neighbourhood_mean, to_grid
+from manyeyes.maps import Grid, MapSpec, check_maps, to_grid
 
 
 def axis_matrix(size: int, neighbourhood: int, sizes: Sequence[int]) -> Tensor:
@@ -24,9 +25,11 @@ def axis_matrix(size: int, neighbourhood: int, sizes: Sequence[int]) -> Tensor:
 
     Shapes: (sizes[-1], size) float64. Its columns are what the plain operations make of each unit vector.
     """
+    side = neighbourhood
+    unit = rearrange(torch.eye(size, dtype=torch.float64), "c h -> 1 c h 1")
+    moved = F.avg_pool2d(unit, (side, 1), stride=1, padding=(side // 2, 0))
     # Two equal columns, because torch (2.15) resizes a single column wrongly when antialiasing.
-    unit = repeat(torch.eye(size, dtype=torch.float64), "c h -> 1 c h 2")
-    moved = neighbourhood_mean(unit, neighbourhood)
+    moved = repeat(moved, "1 c h 1 -> 1 c h 2")
     for target in sizes:
         moved = to_grid(moved, (target, 2))
     return rearrange(moved[..., 0], "1 c h -> h c")
@@ -64,10 +67,10 @@ class Group(nn.Module):
             return torch.addcmul(
                 rearrange(bias, "d -> d 1 1"), self.move(mine[0]), rearrange(self.weight, "d -> d 1 1")
             )
-        if self.moves_first:
+        if self.moves_first or not self.moves:
             return self.project([self.move(value) for value in mine], bias)
-        # All that follows keeps a constant as it is, so that the bias may be added here.
-        return self.move(self.project(mine, bias))
+        # The mean with zeros beyond the border changes a constant there, so the bias comes last.
+        return self.move(self.project(mine, torch.zeros_like(bias))).add_(rearrange(bias, "d -> d 1 1"))
 
     def project(self, maps: list[Tensor], bias: Tensor) -> Tensor:
         b, _, h, w = maps[0].shape

@@ -3,8 +3,9 @@
 Source: SimpleNet (Liu et al., CVPR 2023, arXiv 2303.15140): truncated L1 loss, anomaly score = minus the output. We
 differ where it was measured to matter (docs/discriminator.md): no trainable adapter, which learns to enlarge the
 features until the noise is nothing; noise of many strengths, log-uniform per feature and relative to the
-root-mean-square of the features, so that one default serves every ensemble; a fixed schedule of hundreds of steps on
-stored features instead of epochs of images, and never an epoch picked on the test set.
+root-mean-square of the features, so that one default serves every ensemble; noise on a random share of the components
+only, because noise on all of them is told by its length alone and a defect touches few; many small steps on stored
+features, on a fixed schedule, instead of epochs of images, and never an epoch picked on the test set.
 """
 
 from __future__ import annotations
@@ -33,11 +34,12 @@ class DiscriminatorConfig(Config):
     picturable: ClassVar[bool] = True
     kind: Literal["discriminator"] = "discriminator"
     hidden: int = Field(1024, ge=1, description="width of the hidden layer")
-    steps: int = Field(600, ge=1, description="optimiser steps; the schedule is fixed")
-    batch: int = Field(2048, ge=2, description="features per step, as many noisy ones beside them")
+    steps: int = Field(1600, ge=1, description="optimiser steps; the schedule is fixed")
+    batch: int = Field(512, ge=2, description="features per step, as many noisy ones beside them")
     learning_rate: float = Field(1e-3, gt=0, description="peak of a one-cycle schedule")
     weight_decay: float = Field(1e-5, ge=0)
     noise: tuple[float, float] = Field((0.3, 1.0), description="weakest and strongest noise, relative to the features")
+    share: float = Field(0.05, gt=0, le=1, description="smallest share of the components that get noise; 1: all do")
     positions: int = Field(262_144, ge=2, description="features kept in memory for the fit, drawn from all positions")
 
     @model_validator(mode="after")
@@ -96,9 +98,7 @@ class Discriminator(MapHead):
         for _ in range(config.steps):
             rows = torch.randint(len(features), (config.batch,), generator=generator, device=device)
             normal = features[rows]
-            strength = torch.rand(config.batch, 1, generator=generator, device=device).mul_(high - low).add_(low).exp_()
-            noise = torch.randn(normal.shape, generator=generator, device=device)
-            judged = network(torch.cat([normal, torch.addcmul(normal, noise, strength)]))[:, 0]
+            judged = network(torch.cat([normal, normal + self._noise(normal.shape, low, high, generator)]))[:, 0]
             good, fake = judged.split(config.batch)
             loss = F.relu(MARGIN - good).mean() + F.relu(MARGIN + fake).mean()
             optimiser.zero_grad(set_to_none=True)
@@ -106,6 +106,19 @@ class Discriminator(MapHead):
             optimiser.step()
             schedule.step()
         return hidden, norm, output
+
+    def _noise(self, shape: torch.Size, low: float, high: float, generator: torch.Generator) -> Tensor:
+        """Gaussian noise on a random share of each feature's components, as strong in total as if it were on all.
+
+        ``low`` and ``high`` are logarithms of the strength. Shapes: (n, d).
+        """
+        device, column = generator.device, (shape[0], 1)
+        strength = torch.rand(column, generator=generator, device=device).mul_(high - low).add_(low).exp_()
+        share = torch.rand(column, generator=generator, device=device).mul_(1 - self.config.share)
+        share = share.add_(self.config.share)
+        touched = torch.rand(shape, generator=generator, device=device) < share
+        noise = torch.randn(shape, generator=generator, device=device)
+        return noise.mul_(touched).mul_(strength / share.sqrt())
 
     @torch.no_grad()
     def anomaly_map(self, embedding: Tensor) -> Tensor:

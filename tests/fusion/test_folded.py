@@ -64,7 +64,8 @@ def test_axis_matrices_are_the_plain_operations(source: tuple[int, int], target:
     rows, columns = (axis_matrix(source[axis], side, (target[axis],)) for axis in (0, 1))
     plain = to_grid(neighbourhood_mean(value, side), target)
     torch.testing.assert_close(rows @ value @ columns.T, plain, atol=1e-10, rtol=1e-10)
-    torch.testing.assert_close(rows.sum(dim=1), torch.ones(target[0], dtype=torch.float64))  # keeps constants
+    if side == 1:  # without zeros from beyond the border a constant stays what it is
+        torch.testing.assert_close(rows.sum(dim=1), torch.ones(target[0], dtype=torch.float64))
 
 
 def test_axis_matrix_resizes_a_single_column_downwards() -> None:
