@@ -267,11 +267,17 @@ class Ensemble(Fitted):
         return self.predict_taps(self.eyes(images))
 
     def load_fitted(self, state: Mapping[str, Tensor]) -> None:
-        """Take the fitted tensors of a saved ensemble of the same config. Raises: RuntimeError if they do not fit."""
+        """Take the fitted tensors of a saved ensemble of the same config.
+
+        Raises: RuntimeError if they do not fit, NotFittedError if some are missing.
+        """
         for index, branch in enumerate(self._branches()):
             branch.load_fitted(state, f"branches.{index}.")
         trunks = {key: value for key, value in self.state_dict().items() if key.startswith("eyes.")}
         self.load_state_dict({**state, **trunks})
+        for module in self.modules():
+            if isinstance(module, Fitted):
+                module.require_fit()
 
 
 def require_difference(taps: TapSource) -> None:

@@ -25,7 +25,7 @@ from manyeyes import __version__
 from manyeyes.backbones import TrunkPool
 from manyeyes.ensemble.config import EnsembleConfig
 from manyeyes.ensemble.ensemble import Ensemble
-from manyeyes.errors import ConfigError, RunError, WeightsError
+from manyeyes.errors import ConfigError, NotFittedError, RunError, WeightsError
 from manyeyes.files import make_folder, write_json, write_text, writing
 
 STATE = "state.safetensors"
@@ -49,7 +49,11 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def save_run(folder: str | Path, ensemble: Ensemble, device: torch.device, metrics: dict[str, Any]) -> Path:
-    """Write a fitted ensemble. A killed save leaves the old run whole. Raises: RunError naming the file."""
+    """Write a fitted ensemble. A killed save leaves the old run whole.
+
+    Raises: RunError naming the file; NotFittedError before ``fit``.
+    """
+    ensemble.require_fit()
     folder = make_folder(folder)
     trunks = {
         trunk.key: {"weights": trunk.weights_source, "digest": trunk.weights_digest} for trunk in ensemble.eyes.each()
@@ -110,7 +114,7 @@ def load_run(folder: str | Path, device: torch.device | str = "cpu", pool: Trunk
         with safe_open(str(Path(folder) / STATE), framework="pt") as file:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         ensemble.load_fitted(state)
-    except (SafetensorError, OSError, RuntimeError) as error:
+    except (SafetensorError, OSError, RuntimeError, NotFittedError) as error:
         raise RunError(
             f"{folder}/{STATE}: does not fit its config ({' '.join(str(error).split())[:200]}); train again"
         ) from None
