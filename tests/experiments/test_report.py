@@ -227,6 +227,14 @@ def test_the_headline_is_careful_where_the_lead_is_noise(tmp_path):
     assert any("significantly ahead of weak" in finding for finding in sure.findings)
 
 
+def test_a_broken_promise_of_false_alarms_is_said(tmp_path):
+    # The drawn cells alarm on half of their good pictures and promise 5 %.
+    few = verdict([Contest.read(finished_study(tmp_path / "few", {"a": 2.0}, good=2, defective=9), "parts")])
+    many = verdict([Contest.read(finished_study(tmp_path / "many", {"a": 2.0}, good=24, defective=9), "parts")])
+    assert not any("promised" in finding for finding in few.findings)
+    assert any("12 of 24 good test pictures where 5 % were promised" in finding for finding in many.findings)
+
+
 def test_roc_equals_scikit_learn():
     rng = np.random.default_rng(3)
     good, defective = rng.integers(0, 9, 40).astype(float), rng.integers(2, 12, 25).astype(float)

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from manyeyes import __version__
 from manyeyes.experiments.compare import Study
 from manyeyes.experiments.report import contribution, curves, tables
-from manyeyes.experiments.report.contest import Contest
+from manyeyes.experiments.report.contest import Contest, overall
 from manyeyes.experiments.report.gallery import Gallery, Painter, disagreements, galleries
 from manyeyes.experiments.report.verdict import verdict
 from manyeyes.experiments.report.words import breakable
@@ -80,7 +80,7 @@ class Section:
 def render(study: Study) -> str:
     """The page as HTML. Pure but for reading the study's files and pictures."""
     contests = [Contest.read(study, data) for data in study.sets]
-    colours = {name: index % COLOURS for index, name in enumerate(study.ensembles)}
+    colours = {name: place % COLOURS for place, (name, _) in enumerate(overall(contests))}
     each = max(1, DRAWN // len(contests))
     sections = []
     for number, contest in enumerate(contests):

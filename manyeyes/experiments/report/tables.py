@@ -106,7 +106,7 @@ def _false_alarms(contest: Contest, name: str) -> Shown:
     if rate is None:
         return Shown(DASH, title="there is no good test picture")
     good = contest.first(name).figures["counts"]["good"]
-    count = f"{round(rate * good)} of {good}" if len(contest.seeds) == 1 else f"of {good}, mean over seeds"
+    count = f"{round(rate * good)} of {good}" if len(contest.seeds) == 1 else f"of {good}"
     return Shown(f"{100 * rate:.0f} %", f"{count}\npromised ≤\u00a0{100 * promised:.0f}\u00a0%", title, rate)
 
 
@@ -116,7 +116,7 @@ def _misses(contest: Contest, name: str) -> Shown:
         return Shown(DASH, title=contest.reason(name, "image", "recall"))
     defective = contest.first(name).figures["counts"]["defective"]
     missed = (1 - recall) * defective
-    count = f"{round(missed)} of {defective}" if len(contest.seeds) == 1 else f"of {defective}, mean over seeds"
+    count = f"{round(missed)} of {defective}" if len(contest.seeds) == 1 else f"of {defective}"
     return Shown(f"{100 * (1 - recall):.0f} %", count, "defective pictures under the calibrated threshold", 1 - recall)
 
 

@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from manyeyes.experiments.report.contest import Contest, overall
+from scipy.stats import betabinom
+
+from manyeyes.experiments.report.contest import Contest, Result, overall
 from manyeyes.experiments.report.words import number, percent, span
 
 FEW = 30
 """With fewer pictures of a class on a set, rates move in steps of more than 3 %, and the page says so."""
+
+
+STRANGE = 0.01
+"""A promise of false alarms counts as broken where its keeping would be less probable than this."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,8 @@ def _warnings(contest: Contest, best: str) -> list[str]:
             f"{best} is not shown to be better than chance: the interval of its image AUROC, {span(interval)} %, "
             "reaches 50 %."
         )
+    if best in contest.results:
+        found += _broken_promise(contest.first(best), best)
     counts = contest.any.figures["counts"]
     few = {kind: counts[kind] for kind in ("good", "defective") if 0 < counts[kind] < FEW}
     if few:
@@ -116,6 +124,24 @@ def _warnings(contest: Contest, best: str) -> list[str]:
         words = _joined([f"{count} {kind}" for kind, count in few.items()])
         found.append(f"{words} test pictures are few: one picture moves a rate by {step:.0f} points.")
     return found
+
+
+def _broken_promise(result: Result, best: str) -> list[str]:
+    """Words where more good parts raise an alarm than chance allows.
+
+    With the threshold at the a-th largest of n validation scores, the alarms among m new good parts of the same kind
+    follow a beta-binomial law, betabinom(m, a, n + 1 - a), whatever the scores' distribution.
+    """
+    good, n = result.figures["counts"]["good"], result.figures["validation_images"]
+    alarms = sum(picture["alarm"] for picture in result.pictures if not picture["label"])
+    promised = result.figures["false_alarm_rate"]["guaranteed"]
+    over = max(1, int((n + 1) * promised + 1e-6))
+    if not good or betabinom.sf(alarms - 1, good, over, max(1, n + 1 - over)) >= STRANGE:
+        return []
+    return [
+        f"{best} raises false alarms on {alarms} of {good} good test pictures where {100 * promised:.0f} % were "
+        "promised: more than chance allows, so the good test parts look different from those it was fitted on."
+    ]
 
 
 def _tiles(contests: Sequence[Contest], best: str, auroc: float) -> list[Tile]:
