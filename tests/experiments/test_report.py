@@ -16,7 +16,7 @@ from manyeyes.experiments.report.curves import digits, roc
 from manyeyes.experiments.report.gallery import Painter, disagreements, galleries
 from manyeyes.experiments.report.page import embedded
 from manyeyes.experiments.report.verdict import verdict
-from manyeyes.experiments.report.words import breakable, number
+from manyeyes.experiments.report.words import breakable, number, signed
 
 STRENGTHS = {"weak": 0.1, "strong": 3.0, "even": 1.5}
 
@@ -100,6 +100,10 @@ def test_embedded_scores_decide_as_the_cells_did(study, page):
         assert {part["label"] for part in one["parts"][1:]} == {"one", "two", "picturable", "unpicturable"} | set(
             pictures[0]["heads"]
         )
+
+
+def test_a_rounded_zero_has_no_sign():
+    assert [signed(text) for text in ("-0.0", "-0", "-0.1", "3")] == ["0.0", "0", "−0.1", "3"]
 
 
 def test_nine_digits_keep_every_float32_apart():

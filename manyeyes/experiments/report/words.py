@@ -34,8 +34,8 @@ def number(value: float) -> str:
 
 
 def signed(text: str) -> str:
-    """With a true minus sign."""
-    return text.replace("-", "−")
+    """With a true minus sign, and none before a zero."""
+    return text[1:] if re.fullmatch(r"-0(\.0*)?", text) else text.replace("-", "−")
 
 
 def breakable(name: str) -> Markup:
