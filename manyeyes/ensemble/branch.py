@@ -19,7 +19,7 @@ from manyeyes.errors import NotFittedError
 from manyeyes.fusion import Folded, Fusion, FusionConfig
 from manyeyes.heads import HeadConfig
 from manyeyes.heads.contract import MapHead, VectorHead
-from manyeyes.maps import MapSpec, finest_grid, neighbourhood_mean, pooled
+from manyeyes.maps import Grid, MapSpec, finest_grid, neighbourhood_mean, pooled
 from manyeyes.progress import Advance
 
 
@@ -42,6 +42,7 @@ class Branch(nn.Module):
         members: Sequence[tuple[str, FeatureExtractor]],
         fusion: FusionConfig,
         heads: Sequence[HeadConfig],
+        grid: Grid | None = None,
     ) -> None:
         super().__init__()
         self.name, self.head_configs = name, tuple(heads)
@@ -53,7 +54,7 @@ class Branch(nn.Module):
         self.folded: Folded | None = None
         if self.map_names:
             specs = tuple(self.specs[index] for index in self.spatial)
-            self.fusion = fusion.build(specs, finest_grid(specs))
+            self.fusion = fusion.build(specs, grid or finest_grid(specs))
         self.heads = nn.ModuleDict()
         self._build_heads()
 

@@ -63,6 +63,9 @@ class EnsembleConfig(Config):
     members: tuple[MemberConfig, ...] = Field(min_length=1)
     fusion: FusionConfig = Field(IndependentPcaConfig(), description="how the members' maps become one map")
     heads: tuple[HeadConfig, ...] = Field((), description="heads on the fused map; none with kind: score_level")
+    grid: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        None, description="side of the square grid that maps are fused and judged on; by default that of the finest map"
+    )
     normaliser: NormaliserConfig = Field(ZScoreConfig(), description="brings every head's scores to one scale")
     combiner: CombinerConfig = Field(PositiveSquareConfig(), description="makes one score of all heads' scores")
     threshold: ThresholdConfig = ThresholdConfig()

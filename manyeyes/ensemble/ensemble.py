@@ -6,15 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Self, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.transforms.functional import gaussian_blur
 
 from manyeyes.backbones import Eyes, FeatureExtractor, TrunkPool
 from manyeyes.ensemble.branch import Branch, Judgement
 from manyeyes.ensemble.config import FUSED, EnsembleConfig
 from manyeyes.ensemble.prediction import Prediction
 from manyeyes.ensemble.reading import Taps, TapSource
+from manyeyes.ensemble.spread import spread
 from manyeyes.ensemble.threshold import conformal_threshold
 from manyeyes.errors import DataError, NotFittedError
 from manyeyes.fitted import Fitted
@@ -62,6 +61,7 @@ class Ensemble(Fitted):
 
     def _declare(self, extractors: Mapping[str, FeatureExtractor]) -> Iterable[Branch]:
         config = self.config
+        grid = (config.grid, config.grid) if config.grid else None
         if not isinstance(config.fusion, ScoreLevelConfig):
             fused = []
             for member in config.members:
@@ -75,12 +75,13 @@ class Ensemble(Fitted):
                         f"member {member.name!r} has no feature map to fuse; it joins the score at score level instead"
                     )
             if fused:
-                yield Branch(FUSED, fused, config.fusion, config.heads)
+                yield Branch(FUSED, fused, config.fusion, config.heads, grid)
             else:
                 self.notes.append("no member has a feature map to fuse; scores are fused instead")
         for member in config.members:
             if member.heads:
-                yield Branch(member.name, [(member.name, extractors[member.name])], member.fusion, member.heads)
+                eyes = [(member.name, extractors[member.name])]
+                yield Branch(member.name, eyes, member.fusion, member.heads, grid)
 
     def _groups(self, map_names: Sequence[str]) -> dict[str, list[str]]:
         """Which heads are combined into which score: all, each member's own, and both branches."""
@@ -228,11 +229,7 @@ class Ensemble(Fitted):
         for name, value in maps.items():
             normal = cast(ScoreNormaliser, self.map_normalisers[name]).transform(value)
             total = total.to(value.device) + to_grid(normal[:, None], grid)
-        canvas = F.interpolate(total / len(maps), size=self.canvas, mode="bilinear", align_corners=False)
-        sigma = self.config.blur * min(self.canvas)
-        if sigma > 0:
-            canvas = gaussian_blur(canvas, [2 * int(4 * sigma / 2) + 1] * 2, [sigma] * 2)
-        return canvas[:, 0]
+        return spread(total[:, 0] / len(maps), self.canvas, self.config.blur * min(self.canvas))
 
     @torch.inference_mode()
     def predict_taps(self, taps: Taps) -> Prediction:

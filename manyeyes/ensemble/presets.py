@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from manyeyes.backbones import EfficientAdConfig, PatchCoreConfig, TimmTrunkConfig, uflow_pyramid
+from manyeyes.backbones import EfficientAdConfig, ExtractorConfig, PatchCoreConfig, TimmTrunkConfig, uflow_pyramid
 from manyeyes.config import override
 from manyeyes.ensemble.config import EnsembleConfig, MemberConfig
 from manyeyes.errors import ConfigError
@@ -17,6 +17,7 @@ from manyeyes.heads import DiscriminatorConfig, GaussianConfig, HeadConfig, Memo
 
 LITE0 = TimmTrunkConfig(architecture="tf_efficientnet_lite0", weights="bundled", size=256)
 WIDE_RESNET = TimmTrunkConfig(architecture="wide_resnet50_2", weights="tv_in1k", size=256)
+PLAIN = IndependentPcaConfig(components=256, whiten=0.0)
 OWN_HEADS: tuple[HeadConfig, ...] = (MemoryBankConfig(), GaussianConfig())
 FUSED_HEADS: tuple[HeadConfig, ...] = (DiscriminatorConfig(), MemoryBankConfig())
 INDEPENDENT = IndependentPcaConfig(components=256, whiten=0.5)
@@ -32,37 +33,45 @@ class Preset:
     summary: str
 
 
-def fused(name: str, members: tuple[MemberConfig, ...], fusion: FusionConfig = INDEPENDENT) -> EnsembleConfig:
+def eye(name: str, extractor: ExtractorConfig) -> MemberConfig:
+    """A member with a memory bank on its plain map and a Gaussian on its pooled features."""
+    return MemberConfig(name=name, extractor=extractor, heads=OWN_HEADS, fusion=PLAIN)
+
+
+def fused(
+    name: str, members: tuple[MemberConfig, ...], fusion: FusionConfig = INDEPENDENT, grid: int | None = 32
+) -> EnsembleConfig:
     """All members' own heads beside the heads on the fused map: the default recipe."""
-    return EnsembleConfig(name=name, members=members, fusion=fusion, heads=FUSED_HEADS)
+    return EnsembleConfig(name=name, members=members, fusion=fusion, heads=FUSED_HEADS, grid=grid)
 
 
 def score_level(name: str, members: tuple[MemberConfig, ...]) -> EnsembleConfig:
     """The members' own heads alone."""
-    return EnsembleConfig(name=name, members=members, fusion=ScoreLevelConfig())
+    return EnsembleConfig(name=name, members=members, fusion=ScoreLevelConfig(), grid=32)
 
 
 def bundled_members() -> tuple[MemberConfig, ...]:
     """Two eyes through the trunk that comes with the installation: one sees the whole, one the details."""
     fine = LITE0.model_copy(update={"size": 384})
     return (
-        MemberConfig(name="lite0", extractor=PatchCoreConfig(trunk=LITE0, stages=(2, 3, 4)), heads=OWN_HEADS),
-        MemberConfig(name="lite0-fine", extractor=PatchCoreConfig(trunk=fine, stages=(2, 3)), heads=OWN_HEADS),
+        eye("lite0", PatchCoreConfig(trunk=LITE0, stages=(2, 3, 4))),
+        eye("lite0-fine", PatchCoreConfig(trunk=fine, stages=(2, 3))),
     )
 
 
 def standard_members() -> tuple[MemberConfig, ...]:
     """The eyes of the literature: PatchCore's, EfficientAD's and U-Flow's."""
     return (
-        MemberConfig(name="patchcore", extractor=PatchCoreConfig(trunk=WIDE_RESNET, stages=(2, 3)), heads=OWN_HEADS),
-        MemberConfig(name="efficientad", extractor=EfficientAdConfig(), heads=OWN_HEADS),
-        MemberConfig(name="uflow", extractor=uflow_pyramid("wide_resnet50_2", "tv_in1k"), heads=OWN_HEADS),
+        eye("patchcore", PatchCoreConfig(trunk=WIDE_RESNET, stages=(2, 3))),
+        eye("efficientad", EfficientAdConfig()),
+        eye("uflow", uflow_pyramid("wide_resnet50_2", "tv_in1k")),
     )
 
 
 def single(name: str, trunk: TimmTrunkConfig, stages: tuple[int, ...], heads: tuple[HeadConfig, ...]) -> EnsembleConfig:
     """One member with heads of its own and nothing fused."""
-    member = MemberConfig(name="member", extractor=PatchCoreConfig(trunk=trunk, stages=stages), heads=heads)
+    extractor = PatchCoreConfig(trunk=trunk, stages=stages)
+    member = MemberConfig(name="member", extractor=extractor, heads=heads, fusion=PLAIN)
     return EnsembleConfig(name=name, members=(member,), fusion=ScoreLevelConfig(), combiner=SumConfig())
 
 

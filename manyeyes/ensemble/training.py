@@ -101,6 +101,7 @@ def fit_ensemble(
     return ensemble, {
         "train_images": rows[0],
         "validation_images": rows[1],
+        "left_out": sorted(str(sample.path) for sample in set(everything) - set(kept)),
         "seconds": {"extraction": round(extracted - start, 2), "fit": round(fitted - extracted, 2)},
         "score_threshold": float(ensemble.score_threshold_),
         "map_threshold": float(ensemble.map_threshold_),

@@ -1,0 +1,112 @@
+"""Image AUROC of the default ensembles against each member alone with the same heads, on real sets, several seeds.
+
+    MANYEYES_WEIGHTS=weights python benchmarks/accuracy.py --data sets --out study
+
+``--data`` holds the sets named in SETS; the weights folder holds resnet18 and vit_small_patch14_dinov2 in timm naming.
+Writes benchmarks/results/accuracy.md. One configuration for all sets; nothing is chosen on a test split.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from manyeyes.backbones import PatchCoreConfig, TimmTrunkConfig
+from manyeyes.data import read_image_set
+from manyeyes.ensemble import EnsembleConfig, MemberConfig
+from manyeyes.ensemble.presets import LITE0, bundled_members, eye, fused
+from manyeyes.experiments.compare import Study, run_study
+from manyeyes.files import write_text
+from manyeyes.progress import shown
+
+SETS = {
+    "bottle": "mvtec_ad/bottle",
+    "transistor": "mvtec_ad/transistor",
+    "juice_bottle": "mvtec_loco/juice_bottle",
+    "mtd": "mtd",
+    "toy": "otx_hazelnut_toy",
+}
+RESULTS = Path(__file__).parent / "results" / "accuracy.md"
+
+
+def three_members() -> tuple[MemberConfig, ...]:
+    resnet = TimmTrunkConfig(architecture="resnet18", weights="tv_in1k", size=256)
+    dinov2 = TimmTrunkConfig(architecture="vit_small_patch14_dinov2", weights="lvd142m", size=448)
+    return (
+        eye("resnet18", PatchCoreConfig(trunk=resnet, stages=(2, 3))),
+        eye("lite0", PatchCoreConfig(trunk=LITE0, stages=(2, 3, 4))),
+        eye("dinov2", PatchCoreConfig(trunk=dinov2, stages=(5, 8, 11))),
+    )
+
+
+def three() -> EnsembleConfig:
+    return fused("three", three_members())
+
+
+def bundled() -> EnsembleConfig:
+    return fused("bundled", bundled_members())
+
+
+def alone(config: EnsembleConfig, canvas: int) -> list[EnsembleConfig]:
+    """Each member by itself on the ensemble's canvas, with the same heads on its map and the same heads of its own."""
+    frame = config.frame.sized(canvas)
+    return [
+        config.model_copy(update={"name": member.name, "members": (member,), "frame": frame})
+        for member in config.members
+    ]
+
+
+def table(studies: Sequence[Study], seeds: Sequence[int]) -> list[str]:
+    """Rows of image AUROC in %, mean over seeds and, in brackets, the spread; heads of the fused map apart."""
+
+    def cell(study: Study, ensemble: str, data: str, head: str | None) -> str:
+        figures = [cell.figures for cell in study.of(ensemble, data)]
+        values = [100 * (f["heads"][head]["image_auroc"] if head else f["image"]["auroc"]) for f in figures]
+        spread = f" ({statistics.stdev(values):.1f})" if len(values) > 1 else ""
+        return f"{statistics.fmean(values):.1f}{spread}"
+
+    lines = [f"| | {' | '.join(SETS)} |", f"|---|{'---|' * len(SETS)}"]
+    for study in studies:
+        for index, ensemble in enumerate(study.ensembles):
+            rows: list[tuple[str, str | None]] = [(f"**{ensemble}**" if index == 0 else f"{ensemble} alone", None)]
+            if index == 0:
+                rows += [
+                    (f"{ensemble}: fused discriminator by itself", "fused/discriminator"),
+                    (f"{ensemble}: fused memory bank by itself", "fused/memory_bank"),
+                ]
+            for label, head in rows:
+                values = [cell(study, ensemble, data, head) if study.of(ensemble, data) else "-" for data in study.sets]
+                lines.append(f"| {label} | {' | '.join(values)} |")
+    return [*lines, "", f"Seeds {', '.join(map(str, seeds))}; standard deviation over seeds in brackets."]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
+    parser.add_argument("--only", choices=["three", "bundled"], help="one of the two ensembles, without the table")
+    arguments = parser.parse_args()
+    sets = [replace(read_image_set(arguments.data / SETS[name]), name=name) for name in arguments.sets]
+    studies = []
+    with shown() as progress:
+        for config, canvas in ((three(), 448), (bundled(), 384)):
+            if arguments.only in (None, config.name):
+                configs = [config.model_copy(update={"frame": config.frame.sized(canvas)}), *alone(config, canvas)]
+                out = arguments.out / config.name
+                studies.append(run_study(configs, sets, out, seeds=arguments.seeds, progress=progress))
+    lines = ["# Image AUROC on real sets", "", f"`python {' '.join(sys.argv)}`", f"on {platform.platform()}.", ""]
+    text = "\n".join([*lines, *table(studies, arguments.seeds)]) + "\n"
+    print(text)
+    if arguments.only is None:
+        write_text(RESULTS, text)
+
+
+if __name__ == "__main__":
+    main()
