@@ -89,7 +89,7 @@ def reserve(file: int, needed: int, path: str | Path) -> None:
             os.posix_fallocate(file, 0, needed)
         except OSError as error:
             reason = ADVICE.get(error.errno or 0, error.strerror or str(error))
-            raise RunError(f"{path}: {needed / 1e9:.3g} GB are needed: {reason}") from None
+            raise RunError(f"{path}: {_in_words(needed)} are needed: {reason}") from None
 
 
 def require_space(path: str | Path, needed: int) -> None:
@@ -97,6 +97,10 @@ def require_space(path: str | Path, needed: int) -> None:
     free = shutil.disk_usage(path).free
     if needed > free:
         raise RunError(
-            f"{path}: {needed / 1e9:.3g} GB are needed and {free / 1e9:.3g} GB are free; "
+            f"{path}: {_in_words(needed)} are needed and {_in_words(free)} are free; "
             "free some space or choose another folder"
         )
+
+
+def _in_words(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.2f} MB"

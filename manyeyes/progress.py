@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -32,11 +33,18 @@ class Silent:
         pass
 
 
+class Lines(Silent):
+    """No bars; the lines that stay go to standard error."""
+
+    def say(self, text: str) -> None:
+        print(text, file=sys.stderr)
+
+
 @contextmanager
 def shown(quiet: bool = False) -> Iterator[Progress]:
-    """Bars on the terminal's standard error while the body runs."""
+    """Bars on the terminal's standard error while the body runs; with ``quiet`` only the lines that stay."""
     if quiet:
-        yield Silent()
+        yield Lines()
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn

@@ -19,13 +19,16 @@ from pydantic import Field, model_validator
 from manyeyes.backbones import ExtractorConfig
 from manyeyes.config import Config
 from manyeyes.data import Frame
+from manyeyes.errors import ConfigError
 from manyeyes.fusion import (
     CombinerConfig,
+    FisherConfig,
     FusionConfig,
     IndependentPcaConfig,
     NormaliserConfig,
     PositiveSquareConfig,
     ScoreLevelConfig,
+    WeightedConfig,
     ZScoreConfig,
 )
 from manyeyes.heads import HeadConfig
@@ -94,11 +97,23 @@ class EnsembleConfig(Config):
             raise ValueError(f"fusion.kind is {self.fusion.kind}, so at least one entry in heads is needed")
         if not isinstance(self.fusion, ScoreLevelConfig) and not any(member.fuse for member in self.members):
             raise ValueError("no member enters the fused map: set fuse: true for one, or use fusion.kind: score_level")
-        for owner, heads in [(FUSED, self.heads), *((member.name, member.heads) for member in self.members)]:
+        known = [name for owner, heads in self._owners() for name in head_names(owner, heads)]
+        if isinstance(self.combiner, WeightedConfig):
+            try:
+                self.combiner.require_known(known)
+            except ConfigError as error:  # so that pydantic adds the field and the file
+                raise ValueError(str(error)) from None
+        tails = self.normaliser.kind == "tail"
+        if isinstance(self.combiner, FisherConfig) and (self.combiner.scale == "tail") != tails:
+            raise ValueError("combiner fisher: scale must be tail where the normaliser is tail, and z where it is not")
+        for owner, heads in self._owners():
             names = head_names(owner, heads)
             if len(set(names)) < len(names):
                 raise ValueError(f"{owner}: two heads with one name; give each a name of its own")
         return self
+
+    def _owners(self) -> list[tuple[str, tuple[HeadConfig, ...]]]:
+        return [(FUSED, self.heads), *((member.name, member.heads) for member in self.members)]
 
 
 def head_names(owner: str, heads: Sequence[HeadConfig]) -> list[str]:

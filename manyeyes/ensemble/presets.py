@@ -1,4 +1,4 @@
-"""Ensembles to start from: functions that return configs. ``presets/`` holds the same as YAML; a test compares them."""
+"""Ensembles to start from: functions that return configs. ``recipes/`` holds the same as YAML; a test compares them."""
 
 from __future__ import annotations
 
@@ -114,4 +114,4 @@ def load_config(name: str, overrides: Iterable[str] = ()) -> EnsembleConfig:
 
 def preset_yaml(name: str) -> str:
     """The YAML of a preset as it lies in the package."""
-    return (files("manyeyes.ensemble") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
+    return (files("manyeyes.ensemble") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")

@@ -33,7 +33,7 @@ def spread(maps: Tensor, canvas: Grid, sigma: float) -> Tensor:
 
 @lru_cache(maxsize=32)
 def axis(size: int, target: int, sigma: float) -> Tensor:
-    """What resizing to ``target`` and blurring make of each of ``size`` unit vectors. Shapes: (target, size) float64."""
+    """What resizing to ``target`` and blurring make of each unit vector. Shapes: (target, size) float64."""
     unit = rearrange(torch.eye(size, dtype=torch.float64), "c h -> 1 c h 1").expand(-1, -1, -1, 2)
     resized = F.interpolate(unit, size=(target, 2), mode="bilinear", align_corners=False)[0, :, :, 0]
     if sigma > 0:

@@ -199,7 +199,8 @@ class FeatureStore:
         return file
 
     def _cast(self, value: Tensor, key: str) -> np.ndarray:
-        stored = value.cpu().numpy().astype(self.precision)
+        with np.errstate(over="ignore"):  # the error below says it
+            stored = value.cpu().numpy().astype(self.precision)
         if not np.isfinite(stored).all():
             raise DataError(
                 f"features {key}: not finite in {self.precision}; the weights may be broken, else set store: float32"
