@@ -136,6 +136,8 @@ def owned(folder: str | Path) -> Iterator[Path]:
     folder = make_folder(folder)
     try:
         with FileLock(folder / ".lock", timeout=0):
+            for part in folder.glob(".*.[0-9]*.part"):  # what a killed process was writing
+                part.unlink(missing_ok=True)
             yield folder
     except Timeout:
         raise RunError(f"{folder}: another process is writing this run; wait for it or choose another folder") from None

@@ -199,7 +199,9 @@ def _finished(out: Path, config: EnsembleConfig, resume: bool) -> Ensemble | Non
             raise RunError(f"{out}: already holds a run; choose another folder or delete it")
         if read_header(out)[0] != config:
             raise RunError(f"{out}: already holds a run of another config; choose another folder")
-        return load_run(out)
+        found = load_run(out)
+        shutil.rmtree(out / FEATURES, ignore_errors=True)  # there if the run was killed while it cleaned up
+        return found
     if (out / FEATURES).exists():
         # It would be deleted at the end.
         raise RunError(f"{out}: holds a folder {FEATURES} that is not this run's; choose another folder")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +38,6 @@ test_pictures.__test__ = False  # type: ignore[attr-defined]
 
 def predict_and_save(run: str, root: str, out: str) -> None:
     """In a process that has seen nothing but the folder."""
-    torch.set_num_threads(1)
     prediction = load_run(run).predict(test_pictures(Path(root)))
     np.savez(out, score=prediction.score, map=prediction.map, alarm=prediction.alarm, **prediction.heads)
 
@@ -49,12 +49,7 @@ def same(one: Prediction, other: Prediction) -> bool:
 def test_a_fresh_process_gives_the_same_scores(
     trained: Path, parts: ImageSet, tmp_path: Path, in_process: Callable[..., int]
 ) -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        here = load_run(trained).predict(test_pictures(parts.root))
-    finally:
-        torch.set_num_threads(threads)
+    here = load_run(trained).predict(test_pictures(parts.root))
     assert in_process(predict_and_save, str(trained), str(parts.root), str(tmp_path / "there.npz")) == 0
     there = np.load(tmp_path / "there.npz", allow_pickle=False)
     np.testing.assert_array_equal(there["score"], here.score)
@@ -116,6 +111,17 @@ def test_a_save_on_top_of_a_run_replaces_it(run_copy: Path, parts: ImageSet) -> 
     ensemble.score_threshold_ = torch.tensor(1.5)
     save_run(run_copy, ensemble, CPU, {})
     assert float(load_run(run_copy).score_threshold_) == 1.5
+
+
+def test_a_save_on_a_full_disk_leaves_the_old_run(trained: Path, small_disk: Path) -> None:
+    run = Path(shutil.copytree(trained, small_disk / "run"))
+    (small_disk / "ballast").write_bytes(bytes(os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize))
+    ensemble = load_run(run)
+    ensemble.score_threshold_ = torch.tensor(1.5)
+    with pytest.raises(RunError, match=r"state.safetensors: cannot be written: the disk is full; free some space"):
+        save_run(run, ensemble, CPU, {})
+    assert torch.equal(load_run(run).score_threshold_, load_run(trained).score_threshold_)
+    assert {path.name for path in run.iterdir()} == {path.name for path in trained.iterdir()}
 
 
 def damage(function: Callable[[Path], object], run: Path) -> str:
