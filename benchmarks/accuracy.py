@@ -20,7 +20,8 @@ from manyeyes.backbones import PatchCoreConfig, TimmTrunkConfig
 from manyeyes.data import read_image_set
 from manyeyes.ensemble import EnsembleConfig, MemberConfig
 from manyeyes.ensemble.presets import LITE0, bundled_members, eye, fused
-from manyeyes.experiments.compare import Study, run_study
+from manyeyes.experiments.compare import run_study
+from manyeyes.experiments.study import Study
 from manyeyes.files import write_text
 from manyeyes.progress import shown
 

@@ -20,7 +20,7 @@ from manyeyes.data.readers import (
 )
 from manyeyes.data.regions import ground_truth_mask, region_masks
 from manyeyes.data.sample import ImageSet, Region, Sample
-from manyeyes.data.splits import hold_out
+from manyeyes.data.splits import folds, hold_out
 
 __all__ = [
     "MIN_SIDE",
@@ -40,6 +40,7 @@ __all__ = [
     "Region",
     "Sample",
     "Visa",
+    "folds",
     "ground_truth_mask",
     "hold_out",
     "image_size",

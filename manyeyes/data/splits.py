@@ -27,6 +27,21 @@ def hold_out(train: Sequence[Sample], fraction: float, seed: int) -> tuple[Sampl
     return in_order(ranked[held:]), in_order(ranked[:held])
 
 
+def folds(train: Sequence[Sample], count: int, seed: int) -> list[tuple[Samples, Samples]]:
+    """Cut ``train`` into ``count`` parts of like size by seed: for each part, (all others, the part).
+
+    Raises: ConfigError unless 2 <= count <= number of pictures.
+    """
+    if not 2 <= count <= len(train):
+        raise ConfigError(f"folds: expected a number from 2 to {len(train)}, the number of pictures, got {count}")
+    ranked = sorted(train, key=lambda sample: _rank(sample, seed))
+    parts = [ranked[part::count] for part in range(count)]
+    return [
+        (in_order([sample for other in parts if other is not part for sample in other]), in_order(part))
+        for part in parts
+    ]
+
+
 def in_order(samples: Sequence[Sample]) -> Samples:
     return tuple(sorted(samples, key=lambda sample: natural_key(str(sample.path))))
 

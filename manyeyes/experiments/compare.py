@@ -11,7 +11,7 @@ import hashlib
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,95 +21,19 @@ import torch
 from manyeyes import __version__
 from manyeyes.backbones import Eyes, TrunkPool
 from manyeyes.data import Frame, ImageBatches, ImageSet, Sample
+from manyeyes.data import folds as folds_of
 from manyeyes.device import Precision, resolve_device, trunk_precision
 from manyeyes.ensemble import Ensemble, EnsembleConfig, Extraction, FeatureStore, Prediction, save_run
 from manyeyes.ensemble.run import owned
 from manyeyes.ensemble.store import StoredTaps, samples_fingerprint
 from manyeyes.ensemble.training import fit_extracted, require_labels, split
 from manyeyes.errors import ConfigError, DataError
-from manyeyes.experiments.evaluation import Evaluation, Stopwatch, measure
-from manyeyes.files import read_json, write_json, writing
+from manyeyes.experiments.evaluation import Stopwatch, measure
+from manyeyes.experiments.metrics import image_figures
+from manyeyes.experiments.study import FIGURES, Cell, Study, write_cell
 from manyeyes.progress import Progress, Silent
 
-FIGURES, PICTURES, MAPS = "figures.json", "pictures.json", "maps.npy"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One finished cell. ``folder`` holds its figures, its pictures' scores, small maps, and its run."""
-
-    ensemble: str
-    data: str
-    seed: int
-    folder: Path
-
-    @property
-    def figures(self) -> dict[str, Any]:
-        return dict(read_json(self.folder / FIGURES))
-
-    @property
-    def pictures(self) -> list[dict[str, Any]]:
-        return list(read_json(self.folder / PICTURES))
-
-    @property
-    def maps(self) -> np.ndarray:
-        """(n, 64, 64) float16, aligned with ``pictures``."""
-        maps: np.ndarray = np.load(self.folder / MAPS, allow_pickle=False)
-        return maps
-
-    @property
-    def run(self) -> Path:
-        return self.folder / "run"
-
-
-@dataclass(frozen=True)
-class Study:
-    """Finished cells in the order ensembles x sets x seeds."""
-
-    folder: Path
-    cells: tuple[Cell, ...]
-
-    @property
-    def report(self) -> Path:
-        return self.folder / "report.html"
-
-    @property
-    def ensembles(self) -> list[str]:
-        return list(dict.fromkeys(cell.ensemble for cell in self.cells))
-
-    @property
-    def sets(self) -> list[str]:
-        return list(dict.fromkeys(cell.data for cell in self.cells))
-
-    def of(self, ensemble: str, data: str) -> list[Cell]:
-        return [cell for cell in self.cells if (cell.ensemble, cell.data) == (ensemble, data)]
-
-    def table(self) -> list[dict[str, str]]:
-        """One row per ensemble: image AUROC in % per set, mean over sets, pixel figures and cost, means over seeds."""
-        rows = []
-        for ensemble in self.ensembles:
-            row, aurocs = {"ensemble": ensemble}, []
-            for data in self.sets:
-                values = [cell.figures["image"]["auroc"] for cell in self.of(ensemble, data)]
-                known = [100 * value for value in values if value is not None]
-                if known:
-                    aurocs.append(statistics.fmean(known))
-                spread = f" ±{statistics.stdev(known):.1f}" if len(known) > 1 else ""
-                row[f"{data}: image AUROC"] = f"{statistics.fmean(known):.1f}{spread}" if known else "-"
-            mine = [cell.figures for cell in self.cells if cell.ensemble == ensemble]
-            if len(self.sets) > 1:
-                row["mean"] = f"{statistics.fmean(aurocs):.1f}" if aurocs else "-"
-            row["pixel AUROC"] = _mean([figures["pixel"]["auroc"] for figures in mine])
-            row["AU-PRO"] = _mean([figures["pixel"]["au_pro"] for figures in mine])
-            row["fit s"] = f"{statistics.fmean(f['cost']['fit_seconds'] for f in mine):.1f}"
-            row["ms/image"] = f"{statistics.fmean(f['cost']['ms_per_image'] for f in mine):.1f}"
-            rows.append(row)
-        return rows
-
-
-def _mean(values: Sequence[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    return f"{100 * statistics.fmean(known):.1f}" if known else "-"
+Stored = tuple[StoredTaps, tuple[Sample, ...]]
 
 
 def run_study(
@@ -118,6 +42,7 @@ def run_study(
     out: str | Path,
     *,
     seeds: Sequence[int] = (0,),
+    folds: int = 0,
     device: str = "auto",
     precision: Precision = "auto",
     batch_size: int = 8,
@@ -127,6 +52,8 @@ def run_study(
 ) -> Study:
     """Fit and measure every ensemble on every set with every seed, then write the tables and the report.
 
+    With ``folds`` >= 2 a whole training is cross-validated: each fold trains on the other folds' good pictures and is
+    measured on the test split; its own good pictures, which it has not seen, give ``held_out`` in its figures.
     Features of a set are taken once per trunk, input size and canvas, and kept in OUT/features.
     Raises: ConfigError if two ensembles or sets share a name; DataError if a set has no test pictures.
     """
@@ -146,7 +73,7 @@ def run_study(
             work = Work(
                 image_set, folder, where, precision, batch_size, skip_bad, repetitions, pool, trunk_ms, progress
             )
-            cells += work.cells(configs, seeds)
+            cells += work.cells(configs, seeds, folds)
         order = {config.name: index for index, config in enumerate(configs)}
         study = Study(folder, tuple(sorted(cells, key=lambda cell: order[cell.ensemble])))
         from manyeyes.experiments.report import write_report
@@ -159,6 +86,17 @@ def _check_names(names: Sequence[str], what: str) -> None:
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise ConfigError(f"{what} to compare need different names; {', '.join(repeated)} stands more than once")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One cell to come: ``parts`` are its training and validation pictures, ``held`` those of its fold."""
+
+    config: EnsembleConfig
+    ensemble: Ensemble
+    cell: Cell
+    parts: tuple[Sequence[Sample], Sequence[Sample]]
+    held: Sequence[Sample]
 
 
 @dataclass
@@ -176,29 +114,39 @@ class Work:
     trunk_ms: dict[str, float]
     progress: Progress
 
-    def cells(self, configs: Sequence[EnsembleConfig], seeds: Sequence[int]) -> Iterator[Cell]:
-        wanted = [config.model_copy(update={"seed": seed}) for config in configs for seed in dict.fromkeys(seeds)]
-        ensembles = {config.fingerprint(): Ensemble(config, self.pool) for config in wanted}
-        found = {config.fingerprint(): self._cell(config, ensembles[config.fingerprint()]) for config in wanted}
-        todo = [config for config in wanted if not (found[config.fingerprint()].folder / FIGURES).exists()]
-        by_canvas: dict[tuple[str, str], list[tuple[EnsembleConfig, Ensemble]]] = {}
-        for config in todo:
-            ensemble = ensembles.pop(config.fingerprint()).to(self.device)
-            require_labels(ensemble, None)
-            frame = config.frame.sized(ensemble.canvas)
-            by_canvas.setdefault((frame.fingerprint(), config.store), []).append((config, ensemble))
+    def cells(self, configs: Sequence[EnsembleConfig], seeds: Sequence[int], count: int) -> Iterator[Cell]:
+        jobs = [job for config in configs for seed in dict.fromkeys(seeds) for job in self._jobs(config, seed, count)]
+        by_canvas: dict[tuple[str, str], list[Job]] = {}
+        for job in jobs:
+            if not (job.cell.folder / FIGURES).exists():
+                require_labels(job.ensemble, None)
+                frame = job.config.frame.sized(job.ensemble.canvas)
+                by_canvas.setdefault((frame.fingerprint(), job.config.store), []).append(job)
         for (_, store), group in by_canvas.items():
-            self._group(store, group, found)
-        yield from found.values()
+            self._group(store, group)
+        yield from (job.cell for job in jobs)
 
-    def _cell(self, config: EnsembleConfig, ensemble: Ensemble) -> Cell:
+    def _jobs(self, config: EnsembleConfig, seed: int, count: int) -> Iterator[Job]:
+        config = config.model_copy(update={"seed": seed})
+        if not count:
+            ensemble = Ensemble(config, self.pool)
+            yield Job(config, ensemble, self._cell(config, ensemble, None), split(self.image_set, config), ())
+            return
+        for fold, (rest, held) in enumerate(folds_of(self.image_set.train, count, seed)):
+            ensemble = Ensemble(config, self.pool)
+            parts = split(replace(self.image_set, train=rest), config)
+            yield Job(config, ensemble, self._cell(config, ensemble, (fold, count)), parts, held)
+
+    def _cell(self, config: EnsembleConfig, ensemble: Ensemble, fold: tuple[int, int] | None) -> Cell:
         pictures = (*self.image_set.train, *self.image_set.validation, *self.image_set.test)
         listed = samples_fingerprint(pictures, config.frame, self.skip_bad)
         weights = " ".join(sorted(ensemble.eyes.stages))
-        text = f"{__version__}|{config.fingerprint()}|{weights}|{listed}|{self._truth()}|{self.repetitions}"
+        text = f"{__version__}|{config.fingerprint()}|{weights}|{listed}|{self._truth()}|{self.repetitions}|{fold}"
         key = hashlib.sha256(text.encode()).hexdigest()[:12]
-        name = f"{self.image_set.name}--{config.name}--seed{config.seed}--{key}"
-        return Cell(config.name, self.image_set.name, config.seed, self.folder / "cells" / name)
+        part = f"--fold{fold[0] + 1}of{fold[1]}" if fold else ""
+        name = f"{self.image_set.name}--{config.name}--seed{config.seed}{part}--{key}"
+        number = fold[0] if fold else None
+        return Cell(config.name, self.image_set.name, config.seed, self.folder / "cells" / name, number)
 
     def _truth(self) -> str:
         """Changes when the defects, the masks or their saturations do."""
@@ -210,8 +158,8 @@ class Work:
             digest.update(f"{sample.path}|{sample.defect}|{sample.group}\n".encode())
         return digest.hexdigest()[:16]
 
-    def _group(self, store: str, group: list[tuple[EnsembleConfig, Ensemble]], found: dict[str, Cell]) -> None:
-        frame = group[0][0].frame.sized(group[0][1].canvas)
+    def _group(self, store: str, group: list[Job]) -> None:
+        frame = group[0].config.frame.sized(group[0].ensemble.canvas)
         extraction = Extraction(
             FeatureStore(self.folder / "features", store),  # type: ignore[arg-type]
             self.device,
@@ -219,16 +167,13 @@ class Work:
             self.precision,
             self.skip_bad,
         )
-        eyes = Eyes([extractor for _, ensemble in group for extractor in ensemble.extractors])
-        normals = (*self.image_set.train, *self.image_set.validation)
-        taps, kept = extraction(eyes, normals, frame, f"extracting {self.image_set.name}, normals", self.progress)
-        test, tested = extraction(
-            eyes, self.image_set.test, frame, f"extracting {self.image_set.name}, test", self.progress
-        )
+        eyes = Eyes([extractor for job in group for extractor in job.ensemble.extractors]).to(self.device)
+        everything = (*self.image_set.train, *self.image_set.validation)
+        normals = extraction(eyes, everything, frame, f"extracting {self.image_set.name}, normals", self.progress)
+        test = extraction(eyes, self.image_set.test, frame, f"extracting {self.image_set.name}, test", self.progress)
         self._time_trunks(eyes, frame)
         while group:  # each fitted ensemble is let go before the next is fitted
-            config, ensemble = group.pop(0)
-            self._fit_and_measure(config, ensemble, (taps, kept), (test, tested), frame, found[config.fingerprint()])
+            self._fit_and_measure(group.pop(0), normals, test, frame)
 
     def _time_trunks(self, eyes: Eyes, frame: Frame) -> None:
         """Milliseconds per image of each distinct trunk by itself, once per study: the median of three batches."""
@@ -248,32 +193,20 @@ class Work:
                 times.append((watch.now() - start) / len(images))
             self.trunk_ms[trunk.key] = 1000 * statistics.median(times[1:])
 
-    def _fit_and_measure(
-        self,
-        config: EnsembleConfig,
-        ensemble: Ensemble,
-        normals: tuple[StoredTaps, tuple[Sample, ...]],
-        test: tuple[StoredTaps, tuple[Sample, ...]],
-        frame: Frame,
-        cell: Cell,
-    ) -> None:
-        label = f"{cell.data}, {cell.ensemble}, seed {cell.seed}"
+    def _fit_and_measure(self, job: Job, normals: Stored, test: Stored, frame: Frame) -> None:
+        ensemble, cell = job.ensemble.to(self.device), job.cell
+        fold = "" if cell.fold is None else f", fold {cell.fold + 1}"
         start = time.perf_counter()
-        rows = fit_extracted(ensemble, normals[0], normals[1], split(self.image_set, config), None, Silent())
+        rows = fit_extracted(ensemble, *normals, job.parts, None, Silent())
         fit_seconds = time.perf_counter() - start
         watch = Stopwatch(self.device, [], [])
-
-        def judged() -> Iterator[tuple[Prediction, Sequence[Sample]]]:
-            done = 0
-            for batch in test[0].only(ensemble.tap_keys()):
-                begin = watch.now()
-                prediction = ensemble.predict_taps(batch)
-                watch.rest.append((watch.now() - begin) / len(prediction))
-                yield prediction, test[1][done : done + len(prediction)]
-                done += len(prediction)
-
         result = measure(
-            ensemble, judged(), test[1], frame, repetitions=self.repetitions, advance=self.progress.step(label)
+            ensemble,
+            judge_stored(ensemble, *test, watch),
+            test[1],
+            frame,
+            repetitions=self.repetitions,
+            advance=self.progress.step(f"{cell.data}, {cell.ensemble}, seed {cell.seed}{fold}"),
         )
         trunks = sum(self.trunk_ms.get(key, 0.0) for key in ensemble.eyes.stages)
         heads = 1000 * statistics.median(watch.rest[1:] or watch.rest)
@@ -284,14 +217,38 @@ class Work:
             "fit_seconds": round(fit_seconds, 2),
         }
         result.figures["train_images"], result.figures["validation_images"] = rows
+        if job.held:
+            result.figures["held_out"] = held_out(ensemble, normals, job.held, result.pictures)
         save_run(cell.run, ensemble, self.device, {"train_images": rows[0], "validation_images": rows[1]})
         write_cell(cell, result)
 
 
-def write_cell(cell: Cell, result: Evaluation) -> None:
-    """Write a finished cell; its figures last, because they say that it is finished."""
-    with writing(cell.folder / MAPS) as temporary, open(temporary, "wb") as file:
-        np.save(file, result.maps, allow_pickle=False)
-    write_json(cell.folder / PICTURES, result.pictures)
-    identity = {"ensemble": cell.ensemble, "data": cell.data, "seed": cell.seed}
-    write_json(cell.folder / FIGURES, {**identity, **result.figures})
+def judge_stored(
+    ensemble: Ensemble, taps: StoredTaps, samples: Sequence[Sample], watch: Stopwatch | None = None
+) -> Iterator[tuple[Prediction, Sequence[Sample]]]:
+    """Predictions from stored taps, batch by batch, with the samples that they belong to."""
+    done = 0
+    for batch in taps.only(ensemble.tap_keys()):
+        begin = watch.now() if watch else 0.0
+        prediction = ensemble.predict_taps(batch)
+        if watch:
+            watch.rest.append((watch.now() - begin) / len(prediction))
+        yield prediction, samples[done : done + len(prediction)]
+        done += len(prediction)
+
+
+def held_out(
+    ensemble: Ensemble, normals: Stored, held: Sequence[Sample], pictures: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """What a fold's own good pictures say: how many raise an alarm, and how they rank against the test's defects."""
+    wanted = {sample.path for sample in held}
+    rows = [index for index, sample in enumerate(normals[1]) if sample.path in wanted]
+    judged = list(judge_stored(ensemble, normals[0].subset(rows), [normals[1][row] for row in rows]))
+    scores = np.concatenate([prediction.score.double().cpu().numpy() for prediction, _ in judged])
+    defective = np.array([picture["score"] for picture in pictures if picture["label"]])
+    threshold = float(ensemble.score_threshold_)
+    return {
+        "images": len(rows),
+        "false_alarm_rate": float((scores >= threshold).mean()),
+        "image_auroc": image_figures(scores, defective)["auroc"].value,
+    }

@@ -7,7 +7,8 @@ from pathlib import Path
 from manyeyes.data import read_image_set
 from manyeyes.data.synthesize import synthesize_flat_connector
 from manyeyes.ensemble import load_config
-from manyeyes.experiments.compare import Study, run_study
+from manyeyes.experiments.compare import run_study
+from manyeyes.experiments.study import Study
 from manyeyes.files import make_folder
 from manyeyes.progress import Progress, Silent
 

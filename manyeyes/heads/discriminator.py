@@ -35,7 +35,7 @@ class DiscriminatorConfig(Config):
     kind: Literal["discriminator"] = "discriminator"
     hidden: int = Field(1024, ge=1, description="width of the hidden layer")
     steps: int = Field(1600, ge=1, description="optimiser steps; the schedule is fixed")
-    batch: int = Field(512, ge=2, description="features per step, as many noisy ones beside them")
+    batch: int = Field(256, ge=2, description="features per step, as many noisy ones beside them")
     learning_rate: float = Field(1e-3, gt=0, description="peak of a one-cycle schedule")
     weight_decay: float = Field(1e-5, ge=0)
     noise: tuple[float, float] = Field((0.3, 1.0), description="weakest and strongest noise, relative to the features")

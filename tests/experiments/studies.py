@@ -9,10 +9,10 @@ from safetensors.torch import save_file
 
 from manyeyes.data import Region, Sample
 from manyeyes.ensemble import load_config
-from manyeyes.experiments.compare import Cell, Study, write_cell
 from manyeyes.experiments.evaluation import Evaluation
 from manyeyes.experiments.metrics import ImageStatistics, PixelStatistics, image_figures, summarise
 from manyeyes.experiments.metrics.figure import to_json
+from manyeyes.experiments.study import Cell, Study, write_cell
 from manyeyes.files import write_text
 
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from manyeyes.experiments.compare import Study
 from manyeyes.experiments.report.page import render
+from manyeyes.experiments.study import Study
 from manyeyes.files import write_text
 
 __all__ = ["write_report"]

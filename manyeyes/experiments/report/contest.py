@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from manyeyes.experiments.compare import Cell, Study
 from manyeyes.experiments.metrics import delong
 from manyeyes.experiments.metrics.delong import Difference, Placements
 from manyeyes.experiments.metrics.figure import Interval
+from manyeyes.experiments.study import Cell, Study
 
 Array = NDArray[np.float64]
 SIGNIFICANT = 0.05

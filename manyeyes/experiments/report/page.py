@@ -12,12 +12,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from manyeyes import __version__
-from manyeyes.experiments.compare import Study
 from manyeyes.experiments.report import contribution, curves, tables
 from manyeyes.experiments.report.contest import Contest, overall
 from manyeyes.experiments.report.gallery import Gallery, Painter, disagreements, galleries
 from manyeyes.experiments.report.verdict import verdict
 from manyeyes.experiments.report.words import breakable
+from manyeyes.experiments.study import Study
 
 HERE = "manyeyes.experiments.report"
 COLOURS = 8

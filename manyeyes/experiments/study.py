@@ -1,0 +1,104 @@
+"""What a comparison leaves on disk: cells, each with figures, scores, maps and its run; and the study of all cells."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from manyeyes.experiments.evaluation import Evaluation
+from manyeyes.files import read_json, write_json, writing
+
+FIGURES, PICTURES, MAPS = "figures.json", "pictures.json", "maps.npy"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One finished cell. ``folder`` holds its figures, its pictures' scores, small maps, and its run."""
+
+    ensemble: str
+    data: str
+    seed: int
+    folder: Path
+    fold: int | None = None
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        return dict(read_json(self.folder / FIGURES))
+
+    @property
+    def pictures(self) -> list[dict[str, Any]]:
+        return list(read_json(self.folder / PICTURES))
+
+    @property
+    def maps(self) -> np.ndarray:
+        """(n, 64, 64) float16, aligned with ``pictures``."""
+        maps: np.ndarray = np.load(self.folder / MAPS, allow_pickle=False)
+        return maps
+
+    @property
+    def run(self) -> Path:
+        return self.folder / "run"
+
+
+@dataclass(frozen=True)
+class Study:
+    """Finished cells in the order ensembles x sets x seeds."""
+
+    folder: Path
+    cells: tuple[Cell, ...]
+
+    @property
+    def report(self) -> Path:
+        return self.folder / "report.html"
+
+    @property
+    def ensembles(self) -> list[str]:
+        return list(dict.fromkeys(cell.ensemble for cell in self.cells))
+
+    @property
+    def sets(self) -> list[str]:
+        return list(dict.fromkeys(cell.data for cell in self.cells))
+
+    def of(self, ensemble: str, data: str) -> list[Cell]:
+        return [cell for cell in self.cells if (cell.ensemble, cell.data) == (ensemble, data)]
+
+    def table(self) -> list[dict[str, str]]:
+        """One row per ensemble: image AUROC in % per set, mean over sets, pixel figures and cost, means over seeds."""
+        rows = []
+        for ensemble in self.ensembles:
+            row, aurocs = {"ensemble": ensemble}, []
+            for data in self.sets:
+                values = [cell.figures["image"]["auroc"] for cell in self.of(ensemble, data)]
+                known = [100 * value for value in values if value is not None]
+                if known:
+                    aurocs.append(statistics.fmean(known))
+                spread = f" ±{statistics.stdev(known):.1f}" if len(known) > 1 else ""
+                row[f"{data}: image AUROC"] = f"{statistics.fmean(known):.1f}{spread}" if known else "-"
+            mine = [cell.figures for cell in self.cells if cell.ensemble == ensemble]
+            if len(self.sets) > 1:
+                row["mean"] = f"{statistics.fmean(aurocs):.1f}" if aurocs else "-"
+            row["pixel AUROC"] = _mean([figures["pixel"]["auroc"] for figures in mine])
+            row["AU-PRO"] = _mean([figures["pixel"]["au_pro"] for figures in mine])
+            row["fit s"] = f"{statistics.fmean(f['cost']['fit_seconds'] for f in mine):.1f}"
+            row["ms/image"] = f"{statistics.fmean(f['cost']['ms_per_image'] for f in mine):.1f}"
+            rows.append(row)
+        return rows
+
+
+def _mean(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{100 * statistics.fmean(known):.1f}" if known else "-"
+
+
+def write_cell(cell: Cell, result: Evaluation) -> None:
+    """Write a finished cell; its figures last, because they say that it is finished."""
+    with writing(cell.folder / MAPS) as temporary, open(temporary, "wb") as file:
+        np.save(file, result.maps, allow_pickle=False)
+    write_json(cell.folder / PICTURES, result.pictures)
+    identity = {"ensemble": cell.ensemble, "data": cell.data, "seed": cell.seed, "fold": cell.fold}
+    write_json(cell.folder / FIGURES, {**identity, **result.figures})
