@@ -109,6 +109,8 @@ def measure(
         "guaranteed": float(ensemble.guaranteed_rate_),
         "observed": sum(picture["alarm"] for picture in good) / len(good) if good else None,
     }
+    if not good:
+        figures["undefined"]["false_alarm_rate.observed"] = "there is no good image"
     figures["notes"] = [*ensemble.notes, *figures["notes"]]
     return Evaluation(figures, pictures, np.concatenate(thumbnails))
 
@@ -125,22 +127,23 @@ def _parts(
 ) -> dict[str, Any]:
     """Image AUROC of every member, branch and head by itself; null with its reason for those without a score."""
 
-    def auroc(scores: Sequence[float]) -> float | None:
+    def auroc(scores: Sequence[float]) -> dict[str, Any]:
         values = np.asarray(scores)
-        value = to_json(image_figures(values[labels == 0], values[labels == 1]))["auroc"]
-        return None if value is None else float(value)
+        found = to_json(image_figures(values[labels == 0], values[labels == 1]))
+        reason = found["undefined"].get("auroc")
+        return {"image_auroc": found["auroc"], **({"reason": reason} if reason else {})}
 
     members: dict[str, Any] = {}
     for member in ensemble.config.members:
         if member.name in parts["members"]:
-            members[member.name] = {"image_auroc": auroc(parts["members"][member.name])}
+            members[member.name] = auroc(parts["members"][member.name])
         else:
             members[member.name] = {"image_auroc": None, "reason": "no head of its own; it only feeds the fused map"}
     branches = {}
     for name in ("picturable", "unpicturable"):
         known = parts["branches"].get(name)
-        branches[name] = {"image_auroc": auroc(known)} if known else {"image_auroc": None, "reason": "no such head"}
-    heads = {name: {"image_auroc": auroc(scores)} for name, scores in parts["heads"].items()}
+        branches[name] = auroc(known) if known else {"image_auroc": None, "reason": "no such head"}
+    heads = {name: auroc(scores) for name, scores in parts["heads"].items()}
     return {"members": members, "branches": branches, "heads": heads}
 
 
