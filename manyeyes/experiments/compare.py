@@ -240,9 +240,14 @@ def judge_stored(
 def held_out(
     ensemble: Ensemble, normals: Stored, held: Sequence[Sample], pictures: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """What a fold's own good pictures say: how many raise an alarm, and how they rank against the test's defects."""
+    """What a fold's own good pictures say: how many raise an alarm, and how they rank against the test's defects.
+
+    Raises: DataError if none of them could be read.
+    """
     wanted = {sample.path for sample in held}
     rows = [index for index, sample in enumerate(normals[1]) if sample.path in wanted]
+    if not rows:
+        raise DataError(f"no readable picture is left in a fold of {len(held)}; mend the files or take fewer folds")
     judged = list(judge_stored(ensemble, normals[0].subset(rows), [normals[1][row] for row in rows]))
     scores = np.concatenate([prediction.score.double().cpu().numpy() for prediction, _ in judged])
     defective = np.array([picture["score"] for picture in pictures if picture["label"]])
