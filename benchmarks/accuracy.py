@@ -62,7 +62,7 @@ def alone(config: EnsembleConfig, canvas: int) -> list[EnsembleConfig]:
     ]
 
 
-def table(studies: Sequence[Study], seeds: Sequence[int]) -> list[str]:
+def table(studies: Sequence[Study]) -> list[str]:
     """Rows of image AUROC in %, mean over seeds and, in brackets, the spread; heads of the fused map apart."""
 
     def cell(study: Study, ensemble: str, data: str, head: str | None) -> str:
@@ -71,7 +71,7 @@ def table(studies: Sequence[Study], seeds: Sequence[int]) -> list[str]:
         spread = f" ({statistics.stdev(values):.1f})" if len(values) > 1 else ""
         return f"{statistics.fmean(values):.1f}{spread}"
 
-    lines = [f"| | {' | '.join(SETS)} |", f"|---|{'---|' * len(SETS)}"]
+    lines = [f"| | seeds | {' | '.join(SETS)} |", f"|---|---|{'---|' * len(SETS)}"]
     for study in studies:
         for index, ensemble in enumerate(study.ensembles):
             rows: list[tuple[str, str | None]] = [(f"**{ensemble}**" if index == 0 else f"{ensemble} alone", None)]
@@ -82,8 +82,9 @@ def table(studies: Sequence[Study], seeds: Sequence[int]) -> list[str]:
                 ]
             for label, head in rows:
                 values = [cell(study, ensemble, data, head) if study.of(ensemble, data) else "-" for data in study.sets]
-                lines.append(f"| {label} | {' | '.join(values)} |")
-    return [*lines, "", f"Seeds {', '.join(map(str, seeds))}; standard deviation over seeds in brackets."]
+                seeds = len({cell.seed for cell in study.cells if cell.ensemble == ensemble})
+                lines.append(f"| {label} | {seeds} | {' | '.join(values)} |")
+    return [*lines, "", "Means over seeds; standard deviation over seeds in brackets."]
 
 
 def main() -> None:
@@ -91,6 +92,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--alone-seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
     parser.add_argument("--only", choices=["three", "bundled"], help="one of the two ensembles, without the table")
     arguments = parser.parse_args()
@@ -99,11 +101,14 @@ def main() -> None:
     with shown() as progress:
         for config, canvas in ((three(), 448), (bundled(), 384)):
             if arguments.only in (None, config.name):
-                configs = [config.model_copy(update={"frame": config.frame.sized(canvas)}), *alone(config, canvas)]
-                out = arguments.out / config.name
-                studies.append(run_study(configs, sets, out, seeds=arguments.seeds, progress=progress))
+                out, framed = arguments.out / config.name, {"frame": config.frame.sized(canvas)}
+                whole = run_study(
+                    [config.model_copy(update=framed)], sets, out, seeds=arguments.seeds, progress=progress
+                )
+                parts = run_study(alone(config, canvas), sets, out, seeds=arguments.alone_seeds, progress=progress)
+                studies.append(Study(out, (*whole.cells, *parts.cells)))
     lines = ["# Image AUROC on real sets", "", f"`python {' '.join(sys.argv)}`", f"on {platform.platform()}.", ""]
-    text = "\n".join([*lines, *table(studies, arguments.seeds)]) + "\n"
+    text = "\n".join([*lines, *table(studies)]) + "\n"
     print(text)
     if arguments.only is None:
         write_text(RESULTS, text)
