@@ -298,6 +298,7 @@ def _print_table(rows: list[dict[str, str]]) -> None:
 
 # Typer re-exports only this child of Click's error for wrong arguments, and newer versions bring their own Click.
 WrongArguments: Any = typer.BadParameter.__mro__[1]
+INTERRUPTED = 130
 
 
 def main() -> None:
@@ -311,8 +312,9 @@ def main() -> None:
         help_of = context.command_path if context else "manyeyes"
         _leave(f"{message} (see `{help_of} --help`)" if message else "")  # without a message, help was printed
     except (KeyboardInterrupt, typer.Abort):
+        status = INTERRUPTED
+    if status == INTERRUPTED:
         typer.echo("manyeyes: stopped; finished parts are kept, --resume goes on where a run stopped", err=True)
-        raise SystemExit(130) from None
     if isinstance(status, int):  # what --help, --version and typer.Exit leave with
         raise SystemExit(status)
 

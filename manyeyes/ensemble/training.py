@@ -174,10 +174,12 @@ def train_run(
         if (found := _finished(out, config, resume)) is not None:
             (progress or Silent()).say(f"{out}: already finished, nothing to do")
             return found.to(resolve_device(device))
-        write_text(out / PENDING, config.to_yaml())
-        where = resolve_device(device)
+        where, ensemble = resolve_device(device), Ensemble(config)
+        require_labels(ensemble, labelled)
+        split(image_set, config)
+        write_text(out / PENDING, config.to_yaml())  # what was refused until here leaves nothing to resume
         extraction = Extraction(FeatureStore(out / FEATURES, config.store), where, batch_size, precision, skip_bad)
-        ensemble, figures = fit_ensemble(config, image_set, extraction, progress, labelled=labelled)
+        ensemble, figures = fit_ensemble(config, image_set, extraction, progress, ensemble, labelled)
         figures["data"] = {"root": os.fspath(image_set.root.resolve()), "layout": image_set.layout}
         save_run(out, ensemble, where, figures)
         (out / PENDING).unlink(missing_ok=True)

@@ -1,0 +1,363 @@
+"""The command line: pictures of every kind go through, and every mistake is one line with exit code 2."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import HEIGHT, WIDTH, draw_parts, lines, picture, save, small_config, small_member, small_trunk
+from PIL import Image
+from safetensors.torch import save_file
+
+from manyeyes import __version__
+from manyeyes.backbones import PatchCoreConfig
+from manyeyes.cli import app
+from manyeyes.data import ImageSet
+from manyeyes.ensemble import PRESETS, EnsembleConfig, load_config, load_run
+from manyeyes.heads import MemoryBankConfig
+
+Call = Callable[..., tuple[int, str, str]]
+COMMANDS = [(command.name or command.callback.__name__,) for command in app.registered_commands if command.callback]
+COMMANDS += [("synthesize", "flat-connector")]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(small_config().to_yaml())
+    return path
+
+
+@pytest.fixture
+def refused(manyeyes: Call) -> Callable[..., str]:
+    """Call, expect exit code 2 and one line on stderr besides notes; give the line."""
+
+    def call(*arguments: object) -> str:
+        code, out, err = manyeyes(*arguments)
+        said = [line for line in lines(err) if not line.startswith(("note: ", "left out "))]
+        assert (code, len(said)) == (2, 1), f"left with {code}: {err}"
+        assert said[0].startswith("manyeyes: ")
+        assert "Traceback" not in out + err
+        return said[0]
+
+    return call
+
+
+def train(manyeyes: Call, config: object, data: Path, out: Path, *more: object) -> tuple[int, str, str]:
+    return manyeyes(
+        *("train", config, "--data", data, "--out", out, "--device", "cpu", "--batch-size", 4, "--quiet", *more)
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids="-".join)
+def test_every_command_explains_itself_with_an_example(command: tuple[str, ...], manyeyes: Call) -> None:
+    code, out, err = manyeyes(*command, "--help")
+    assert code == 0
+    assert not err
+    assert re.search(rf"Example: manyeyes {' '.join(command)}\b", out)
+
+
+def test_the_whole_way(manyeyes: Call, config: Path, parts: ImageSet, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    code, out, err = train(manyeyes, config, parts.root, run, "--set", "heads.0.steps=12")
+    assert (code, out) == (0, f"run: {run}\n")
+    assert "note: recognised as mvtec-ad" in err
+    assert "can promise a false-alarm rate of 0.200 at best" in err
+    assert load_run(run).config.heads[0].steps == 12  # type: ignore[union-attr]
+
+    figures = tmp_path / "figures/figures.json"
+    code, out, _ = manyeyes("evaluate", run, "--data", parts.root, "--json", figures, "--quiet")
+    assert code == 0
+    assert "image AUROC" in out
+    assert json.loads(figures.read_text())["image"]["auroc"] == 1
+
+    verdicts = tmp_path / "verdicts.json"
+    code, out, _ = manyeyes("predict", run, parts.root / "test", "--out", tmp_path / "out", "--json", verdicts)
+    assert (code, out) == (0, f"9 pictures, 4 alarms: {tmp_path / 'out'}\n")
+    assert len(json.loads(verdicts.read_text())["pictures"]) == 9
+
+    code, _, err = train(manyeyes, config, parts.root, run, "--set", "heads.0.steps=12", "--resume")
+    assert code == 0
+    assert "already finished, nothing to do" in err
+
+
+def test_compare(manyeyes: Call, config: Path, parts: ImageSet, tmp_path: Path) -> None:
+    code, out, _ = manyeyes("compare", config, "--data", parts.root, "--out", tmp_path / "study", "--seeds", "0,1")
+    assert code == 0
+    assert "striped: image AUROC" in out
+    assert f"report: {tmp_path / 'study/report.html'}" in out
+    assert (tmp_path / "study/report.html").stat().st_size > 1000
+
+
+def test_demo_and_synthesize_hand_over(manyeyes: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[Any, ...]] = []
+
+    class Done:
+        report = Path("there/report.html")
+
+        def table(self) -> list[dict[str, str]]:
+            return [{"ensemble": "bundled", "image AUROC": "98.7"}]
+
+    def run_demo(out: Path, *, seed: int, progress: Any) -> Done:
+        seen.append((out, seed))
+        return Done()
+
+    def draw(out: Path, *, seed: int, progress: Any) -> None:
+        seen.append((out, seed))
+
+    monkeypatch.setattr("manyeyes.experiments.demo.run_demo", run_demo)
+    monkeypatch.setattr("manyeyes.data.synthesize.synthesize_flat_connector", draw)
+    code, out, _ = manyeyes("demo", "--out", tmp_path, "--seed", 4)
+    assert code == 0
+    assert "98.7" in out
+    assert "report: there/report.html" in out
+    assert manyeyes("synthesize", "flat-connector", "--out", tmp_path)[0] == 0
+    assert seen == [(tmp_path, 4), (tmp_path, 0)]
+
+
+def test_schema_and_presets(manyeyes: Call, tmp_path: Path) -> None:
+    code, out, _ = manyeyes("schema")
+    assert code == 0
+    schema = json.loads(out)
+    assert set(EnsembleConfig.model_fields) == set(schema["properties"])
+    code, out, _ = manyeyes("presets")
+    assert [line.split()[0] for line in lines(out)] == list(PRESETS)
+    code, out, _ = manyeyes("presets", "bundled")
+    (tmp_path / "mine.yaml").write_text(out)
+    assert load_config(str(tmp_path / "mine.yaml")) == load_config("bundled")
+
+
+def test_version_and_no_arguments(manyeyes: Call) -> None:
+    assert manyeyes("--version") == (0, f"manyeyes {__version__}\n", "")
+    code, out, err = manyeyes()
+    assert code == 2
+    assert "Commands" in out + err
+
+
+def test_as_a_process(tmp_path: Path) -> None:
+    call = [sys.executable, "-c", "from manyeyes.cli import main; main()", "train", "nope", "--data", ".", "--out", "x"]
+    done = subprocess.run(call, capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(lines(done.stderr)) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt(manyeyes: Call, config: Path, parts: ImageSet, tmp_path: Path, monkeypatch: Any) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("manyeyes.ensemble.train_run", interrupt)
+    code, _, err = train(manyeyes, config, parts.root, tmp_path / "run")
+    assert code == 130
+    assert "--resume goes on where a run stopped" in err
+    assert "Traceback" not in err
+
+
+def every_kind(folder: Path) -> dict[str, Path]:
+    """One part as a file of every kind."""
+    rng = np.random.default_rng(2)
+    rgb = [picture(rng)[0] for _ in range(8)]
+    grey = rgb[1].mean(axis=2)
+    folder.mkdir(parents=True)
+    paths = {
+        "rgb": save(folder / "rgb.png", rgb[0]),
+        "grey": save(folder / "grey.png", grey.astype(np.uint8)),
+        "sixteen": save(folder / "sixteen.png", (grey * 257).astype(np.uint16)),
+        "rgba": save(folder / "rgba.png", np.dstack([rgb[2], np.full((HEIGHT, WIDTH), 255, np.uint8)])),
+        "jpeg": save(folder / "photo.jpg", rgb[5], quality=95),
+        "tiff": save(folder / "scan.tiff", rgb[6]),
+    }
+    Image.fromarray(rgb[3]).convert("P").save(folder / "palette.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(rgb[4]).rotate(90, expand=True).save(folder / "turned.jpg", exif=exif, quality=95)
+    return paths | {"palette": folder / "palette.png", "turned": folder / "turned.jpg"}
+
+
+def test_pictures_of_every_kind_go_through(manyeyes: Call, config: Path, tmp_path: Path) -> None:
+    paths = every_kind(tmp_path / "parts")
+    code, _, err = train(manyeyes, config, tmp_path / "parts", tmp_path / "run", "--layout", "folder")
+    assert code == 0, err
+    figures = tmp_path / "v.json"
+    code, out, err = manyeyes(
+        "predict", tmp_path / "run", tmp_path / "parts", "--out", tmp_path / "o", "--json", figures
+    )
+    assert code == 0, err
+    pictures = {Path(item["path"]).name: item for item in json.loads(figures.read_text())["pictures"]}
+    assert set(pictures) == {path.name for path in paths.values()}
+    for item in pictures.values():
+        assert np.load(item["map"]).shape == (HEIGHT, WIDTH), item["path"]
+        assert np.isfinite(item["score"])
+    assert f"{len(paths)} pictures" in out
+
+
+def spoil(root: Path, name: str, content: bytes) -> None:
+    (root / name).write_bytes(content)
+
+
+def one_pixel(root: Path) -> None:
+    save(root / "train/good/003.png", np.zeros((1, 1, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (lambda root: spoil(root, "train/good/003.png", b""), r"003.png: is empty \(0 bytes\)"),
+        (lambda root: spoil(root, "train/good/003.png", b"text"), r"003.png: is no image"),
+        (
+            lambda root: spoil(root, "train/good/003.png", (root / "train/good/004.png").read_bytes()[:400]),
+            r"003.png: is damaged or truncated",
+        ),
+        (one_pixel, r"003.png: is 1 x 1 px; both sides must be at least 8 px"),
+        (lambda root: [p.unlink() for p in (root / "train/good").iterdir()], r"no picture of a good part to train on"),
+        (
+            lambda root: [p.unlink() for p in (root / "train/good").iterdir() if p.stem != "003"],
+            r"only one training picture; at least 2 are needed",
+        ),
+        (
+            lambda root: [save(p, np.full((20, 20), 90, np.uint8)) for p in (root / "train/good").iterdir()],
+            r"all 4 training pictures are equal",
+        ),
+        (
+            lambda root: save(root / "ground_truth/hole/009_mask.png", np.zeros((9, 9), np.uint8)),
+            r"009_mask.png: mask without a picture",
+        ),
+    ],
+    ids=["zero bytes", "no image", "truncated", "1 px", "none", "one", "equal", "mask"],
+)
+def test_bad_data(
+    damage: Callable[[Path], object], expected: str, config: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    root = draw_parts(tmp_path / "parts", train=7, good=1, defective=1)
+    damage(root)
+    said = refused("train", config, "--data", root, "--out", tmp_path / "run", "--device", "cpu", "--quiet")
+    assert re.search(expected, said)
+
+
+def test_bad_pictures_are_left_out_when_asked(manyeyes: Call, config: Path, tmp_path: Path) -> None:
+    root = draw_parts(tmp_path / "parts", train=8, good=2, defective=2)
+    spoil(root, "train/good/003.png", b"")
+    spoil(root, "test/good/001.png", b"")
+    code, _, err = train(manyeyes, config, root, tmp_path / "run", "--skip-bad")
+    assert code == 0
+    assert re.search(r"left out .*003.png: .*is empty", err)
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert [Path(path).name for path in metrics["left_out"]] == ["003.png"]
+    assert metrics["train_images"] + metrics["validation_images"] == 7
+    code, _, _ = manyeyes("evaluate", tmp_path / "run", "--data", root, "--skip-bad", "--quiet")
+    assert code == 0
+
+
+def test_a_mask_of_another_size(manyeyes: Call, trained: Path, tmp_path: Path) -> None:
+    root = draw_parts(tmp_path / "parts", train=2, good=2, defective=2)
+    for mask in (root / "ground_truth/hole").iterdir():
+        Image.open(mask).resize((2 * WIDTH, 2 * HEIGHT), Image.Resampling.NEAREST).save(mask)
+    code, _, err = manyeyes("evaluate", trained, "--data", root, "--json", tmp_path / "f.json", "--quiet")
+    assert code == 0, err
+    assert json.loads((tmp_path / "f.json").read_text())["pixel"]["auroc"] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (["train", "nope"], "nope: neither a file nor a preset; presets: bundled"),
+        (["train", "CONFIG", "--set", "fusion.component=3"], "component: unknown field"),
+        (["train", "CONFIG", "--set", "fusion.kind=blend"], "unknown kind 'blend'; allowed"),
+        (["train", "CONFIG", "--set", "seed=one"], "seed: "),
+        (["train", "CONFIG", "--set", "seed"], "expected field=value"),
+        (["train", "CONFIG", "--layout", "imagenet"], "'imagenet'"),
+        (["train", "CONFIG", "--layout", "btad"], "kind btad needs the folder train/ok"),
+        (["train", "CONFIG", "--device", "gpu"], "device 'gpu': not usable here"),
+        (["train", "CONFIG", "--device", "meta"], "use auto, cpu or cuda:0"),
+        (["train", "CONFIG", "--device", "cuda:99"], "device 'cuda:99': not usable here"),
+        (["train", "CONFIG", "--precision", "int8"], "'int8'"),
+        (["train", "CONFIG", "--batch-size", "0"], "--batch-size"),
+        (["train", "CONFIG", "--bacth-size", "3"], "No such option: --bacth-size"),
+        (["train", "CONFIG", "--data", "nowhere"], "nowhere: does not exist"),
+        (["train", "CONFIG", "--data", "EMPTY"], "no known layout"),
+        (["train", "CONFIG", "--data", "CONFIG"], "is a file; expected the folder of an image set"),
+        (["train", "CONFIG", "--out", "CONFIG"], "cannot be used as an output folder"),
+        (["train", "CONFIG", "--out", "CONFIG/run"], "part of the path is a file"),
+        (["train", "CONFIG", "--out", "RUN"], "already holds a run"),
+        (["train", "CONFIG", "--out", "RUN", "--resume", "--set", "seed=1"], "already holds a run of another config"),
+        (["train", "CONFIG", "--labelled", "nowhere"], "nowhere: does not exist"),
+        (["train", "CONFIG", "--set", "combiner.kind=stacking_logistic"], "--labelled"),
+        (
+            ["train", "CONFIG", "--set", "members.0.extractor.trunk.architecture=resnet19"],
+            "no such model; did you mean",
+        ),
+        (["train", "CONFIG", "--set", "members.0.extractor.trunk.size=65536"], "size"),
+        (["train", "CONFIG", "--set", "members.0.extractor.stages=[9]"], "stage '9' does not exist"),
+        (["train", "CONFIG", "--set", "members.0.extractor.trunk.weights=bundled"], "bundled weights exist for"),
+        (["evaluate", "nowhere"], "nowhere: holds no finished run"),
+        (["evaluate", "RUN", "--data", "nowhere"], "nowhere: does not exist"),
+        (["evaluate", "RUN", "--data", "PLAIN"], "has no test pictures"),
+        (["evaluate", "RUN", "--json", "CONFIG/f.json"], "cannot be used as an output folder"),
+        (["predict", "nowhere", "PLAIN", "--out", "OUT"], "nowhere: holds no finished run"),
+        (["predict", "RUN", "nowhere.png", "--out", "OUT"], "nowhere.png: does not exist"),
+        (["predict", "RUN", "EMPTY", "--out", "OUT"], "holds no picture"),
+        (["predict", "RUN", "CONFIG", "--out", "OUT"], "is no image"),
+        (["predict", "RUN", "--out", "OUT"], "Missing argument"),
+        (["predict", "RUN", "PLAIN", "--out", "CONFIG/out"], "part of the path is a file"),
+        (["compare", "CONFIG", "--seeds", "one"], "--seeds 'one': expected whole numbers with commas"),
+        (["compare", "CONFIG", "--seeds", ""], "expected whole numbers"),
+        (["compare", "CONFIG", "--seeds", "0,-1"], "expected numbers from 0 on"),
+        (["compare", "CONFIG", "CONFIG"], "need different names; small stands more than once"),
+        (["compare", "CONFIG", "--folds", "1"], "folds: expected a number from 2"),
+        (["compare", "CONFIG", "--data", "PLAIN"], "has no test pictures"),
+        (["presets", "nope"], "neither a file nor a preset"),
+        (["metrics", "nowhere"], "nowhere"),
+        (["synthesize", "flat-connector", "--out", "PLAIN", "--quiet"], "expected a new or empty folder"),
+        (["frobnicate"], "No such command 'frobnicate'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_every_mistake_is_one_line(
+    change: list[str], expected: str, config: Path, trained: Path, parts: ImageSet, tmp_path: Path, refused: Any
+) -> None:
+    (tmp_path / "EMPTY").mkdir()
+    save(tmp_path / "PLAIN/a.png", picture(np.random.default_rng(0))[0])
+    places = {"CONFIG": config, "RUN": trained, "OUT": tmp_path / "out"}
+    words = [
+        re.sub("^(CONFIG|RUN|OUT)", lambda m: str(places[m[0]]), str(tmp_path / w) if w in ("EMPTY", "PLAIN") else w)
+        for w in change
+    ]
+    if words[0] in ("train", "evaluate", "compare", "metrics") and "--data" not in words:
+        words += ["--data", str(parts.root)]
+    if words[0] in ("train", "compare") and "--out" not in words:
+        words += ["--out", str(tmp_path / "run")]
+    if words[0] in ("train", "evaluate", "compare", "predict") and "--device" not in words:
+        words += ["--device", "cpu"]
+    if words[0] in ("train", "evaluate", "compare", "predict"):
+        words += ["--quiet"]
+    assert expected in refused(*words)
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_weights_that_cannot_be_used(tmp_path: Path, parts: ImageSet, refused: Callable[..., str]) -> None:
+    weights = tmp_path / "trunk.safetensors"
+    trunk = small_trunk().model_copy(update={"weights": str(weights)})
+    member = small_member("one", extractor=PatchCoreConfig(trunk=trunk, stages=(1, 2)))
+    config = tmp_path / "weights.yaml"
+    config.write_text(small_config(members=(member,), heads=(MemoryBankConfig(),)).to_yaml())
+
+    def said() -> str:
+        return refused("train", config, "--data", parts.root, "--out", tmp_path / "run", "--device", "cpu", "--quiet")
+
+    assert "trunk.safetensors: there is no such weights file" in said()
+    state = {key: value.contiguous() for key, value in small_trunk().build().network.state_dict().items()}
+    save_file(state, str(weights))
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    assert "is truncated or no weights file" in said()
+    del state[next(iter(state))]
+    save_file(state, str(weights))
+    assert "holds another network: 1 keys differ" in said()
+    assert not (tmp_path / "run/unfinished.yaml").exists(), "nothing was begun, so there is nothing to resume"
