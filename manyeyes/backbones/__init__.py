@@ -4,9 +4,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from manyeyes.backbones.contract import FeatureExtractor, Stage, Tap, Taps, Trunk
+from manyeyes.backbones.contract import Eyes, FeatureExtractor, Stage, Tap, Taps, Trunk, check_images
 from manyeyes.backbones.efficientad import EfficientAdConfig
-from manyeyes.backbones.eyes import Eyes, check_images
 from manyeyes.backbones.pdn import PdnTrunkConfig
 from manyeyes.backbones.pool import TrunkConfig, TrunkPool
 from manyeyes.backbones.stages import PatchCoreConfig, TimmConfig

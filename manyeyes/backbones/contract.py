@@ -1,7 +1,7 @@
 """The contract of every backbone: trunks are frozen networks, extractors name which of their stages a member looks at.
 
-A trunk runs once per image however many extractors tap it. An extractor never runs a shared trunk itself inside an
-ensemble: `Eyes` (eyes.py) runs each distinct trunk once and hands every extractor its taps.
+A trunk runs once per image however many extractors tap it: inside an ensemble `Eyes` runs each distinct trunk once and
+hands every extractor its taps.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
+import torch
 from torch import Tensor, nn
 
-from manyeyes.errors import ShapeError
+from manyeyes.errors import DataError, ShapeError
 from manyeyes.maps import Grid, MapSpec, check_maps, neighbourhood_mean
 
 Taps = Mapping[str, Tensor]
@@ -100,9 +102,60 @@ class FeatureExtractor(nn.Module, ABC):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Run the trunks alone, for one member. Shapes: (b, 3, H, W) in [0, 1] -> k x (b, c_i, h_i, w_i)."""
-        from manyeyes.backbones.eyes import Eyes
-
         return self.maps(Eyes([self])(images))
 
     def train(self, mode: bool = True) -> FeatureExtractor:
         return super().train(False)
+
+
+def check_images(images: Tensor) -> None:
+    """Raises: ShapeError or DataError unless ``images`` is a finite floating (b, 3, H, W) in [0, 1]."""
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ShapeError(f"images: expected (b, 3, H, W) RGB, got {tuple(images.shape)}")
+    if not images.is_floating_point():
+        raise ShapeError(f"images: expected floating point in [0, 1], got {images.dtype}; divide 8-bit images by 255")
+    if not images.numel():
+        raise ShapeError(f"images: expected at least one image of one pixel, got {tuple(images.shape)}")
+    low, high = (float(v) for v in torch.aminmax(images))
+    if not (low >= -1e-4 and high <= 1 + 1e-4):  # also catches NaN
+        raise DataError(f"images: expected finite values in [0, 1], got {low:.3g} to {high:.3g}")
+
+
+class Eyes(nn.Module):
+    """The trunks of all members, each run once.
+
+    Shapes: (b, 3, H, W) RGB in [0, 1] -> {tap key: (b, c, h, w)}.
+    """
+
+    def __init__(self, extractors: Sequence[FeatureExtractor]) -> None:
+        super().__init__()
+        self.stages: dict[str, list[str]] = {}
+        trunks: dict[str, Trunk] = {}
+        for tap in (tap for extractor in extractors for tap in extractor.taps):
+            trunks.setdefault(tap.trunk.key, tap.trunk)
+            names = self.stages.setdefault(tap.trunk.key, [])
+            if tap.stage.name not in names:
+                names.append(tap.stage.name)
+        self.trunks = nn.ModuleDict(trunks)
+        self.eval()
+
+    def each(self) -> tuple[Trunk, ...]:
+        """The distinct trunks."""
+        return tuple(cast(Trunk, trunk) for trunk in self.trunks.values())
+
+    def restricted(self, keys: Sequence[str]) -> Eyes:
+        """The same trunk modules and stages, only some of the trunks."""
+        part = Eyes([])
+        part.stages = {key: self.stages[key] for key in keys}
+        part.trunks = nn.ModuleDict({key: self.trunks[key] for key in keys})
+        return part
+
+    # Not inference mode: its tensors could not be saved for a backward pass when heads train on these features.
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        check_images(images)
+        taps: dict[str, Tensor] = {}
+        for key, trunk in self.trunks.items():
+            for stage, value in trunk(images, self.stages[key]).items():
+                taps[f"{key}.{stage}"] = value
+        return taps
