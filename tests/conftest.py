@@ -24,7 +24,10 @@ from manyeyes.heads import DiscriminatorConfig, GaussianConfig, MemoryBankConfig
 
 HEIGHT, WIDTH = 56, 64
 FORKSERVER = multiprocessing.get_context("forkserver")
-FORKSERVER.set_forkserver_preload(["manyeyes.experiments.compare", "manyeyes.experiments.prediction"])
+# Imported once for all processes that tests start: torch and timm take seconds each.
+FORKSERVER.set_forkserver_preload(
+    ["manyeyes.experiments.compare", "manyeyes.experiments.prediction", "timm", "sklearn.covariance", "pytest"]
+)
 
 
 def picture(rng: np.random.Generator, defective: bool = False) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
