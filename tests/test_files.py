@@ -36,6 +36,14 @@ def test_writing_replaces_and_makes_folders(tmp_path: Path) -> None:
     assert names(path.parent) == ["c.txt"]
 
 
+def test_the_old_file_is_replaced_in_one_step_and_never_written_to(tmp_path: Path) -> None:
+    path, reader = tmp_path / "file.txt", tmp_path / "still open elsewhere"
+    write_text(path, "old")
+    os.link(path, reader)
+    write_text(path, "new")
+    assert (path.read_text(), reader.read_text()) == ("new", "old")
+
+
 @pytest.mark.parametrize("error", [ValueError("broken"), KeyboardInterrupt(), RunError("inner")])
 def test_a_body_that_raises_leaves_the_old_file_and_nothing_else(tmp_path: Path, error: BaseException) -> None:
     path = tmp_path / "file.txt"

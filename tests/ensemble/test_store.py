@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -99,6 +100,19 @@ def test_a_killed_extraction_goes_on_where_it_was(
     resumed, kept, _ = extract(tmp_path / "killed", samples_of(root))
     assert forwards == [size for size in left for _ in range(2)]
     assert kept == samples_of(root)
+    assert equal(whole, resumed)
+
+
+def test_trunks_that_came_unequally_far_go_on_with_the_last(
+    root: Path, tmp_path: Path, forwards: list[int], in_process: Any
+) -> None:
+    whole, _, _ = extract(tmp_path / "whole", samples_of(root))
+    forwards.clear()
+    assert in_process(extract_and_die, str(tmp_path / "killed"), str(root), 8, 0.0) == -signal.SIGKILL
+    trunk = next(path for path in (tmp_path / "killed").iterdir() if path.is_dir())
+    shutil.rmtree(trunk)
+    resumed, _, _ = extract(tmp_path / "killed", samples_of(root))
+    assert forwards == [4, 4, 4, 4, 2, 2]
     assert equal(whole, resumed)
 
 

@@ -15,7 +15,7 @@ from sklearn.metrics import average_precision_score, f1_score, precision_recall_
 from manyeyes.data import ImageBatches, ImageSet, Sample, ground_truth_mask, read_image_set
 from manyeyes.ensemble import Prediction, load_run, train_run
 from manyeyes.errors import DataError
-from manyeyes.experiments.evaluation import evaluate_run, summary
+from manyeyes.experiments.evaluation import evaluate_run, measure, summary
 from manyeyes.fusion import ScoreLevelConfig
 from manyeyes.heads import GaussianConfig, MemoryBankConfig
 
@@ -99,6 +99,19 @@ def test_image_figures_equal_scikit_learns(figures: dict[str, Any], predicted: A
     for defect in ("hole", "stain"):
         chosen = np.array([sample.defect in ("good", defect) for sample in samples])
         assert figures["by_defect"][defect]["image"]["auroc"] == pytest.approx(roc_auc_score(y[chosen], scores[chosen]))
+
+
+def test_a_score_at_the_threshold_raises_an_alarm(predicted: Any, trained: Path) -> None:
+    prediction, samples = predicted
+    ensemble = load_run(trained)
+    good = prediction.score[[not sample.label for sample in samples]]
+    ensemble.score_threshold_ = good.sort().values[2]
+    found = measure(ensemble, [predicted], samples, ensemble.config.frame)
+    alarms = [row["alarm"] for row in found.pictures]
+    assert alarms == [score >= float(ensemble.score_threshold_) for score in prediction.score.tolist()]
+    assert sum(alarms[: len(good)]) == 4
+    assert found.figures["false_alarm_rate"]["observed"] == pytest.approx(4 / 6)
+    assert found.figures["image"]["accuracy_good"] == pytest.approx(2 / 6)
 
 
 def test_pixel_figures_equal_scikit_learns(figures: dict[str, Any], predicted: Any, trained: Path) -> None:
