@@ -42,6 +42,9 @@ class Ensemble(Fitted):
         extractors = {member.name: member.extractor.build(pool) for member in config.members}
         self.notes: list[str] = []
         """What a user must know about how the config was carried out."""
+        for name, extractor in extractors.items():
+            if any(tap.trunk.weights_source.startswith("random") for tap in extractor.taps):
+                self.notes.append(f"member {name!r} looks through random weights; give it trained ones")
         self.branches = nn.ModuleList(self._declare(extractors))
         self._declared_notes = tuple(self.notes)
         self.extractors = [e for branch in self.branches for e in cast(Branch, branch).extractors]

@@ -81,7 +81,11 @@ _ALL = (
     Preset("bundled-score", lambda: score_level("bundled-score", bundled_members()), "bundled, scores fused only"),
     Preset("bundled-global", lambda: fused("bundled-global", bundled_members(), GLOBAL), "bundled, one global PCA"),
     Preset("bundled-independent", lambda: fused("bundled-independent", bundled_members()), "bundled, a PCA per member"),
-    Preset("standard", lambda: fused("standard", standard_members()), "PatchCore, EfficientAD and U-Flow eyes, fused"),
+    Preset(
+        "standard",
+        lambda: fused("standard", standard_members()),
+        "PatchCore, EfficientAD (random until given weights) and U-Flow eyes",
+    ),
     Preset("standard-score", lambda: score_level("standard-score", standard_members()), "standard, scores fused only"),
     Preset("standard-global", lambda: fused("standard-global", standard_members(), GLOBAL), "standard, one global PCA"),
     Preset("puad", lambda: single("puad", LITE0, (2, 3, 4), OWN_HEADS), "picturable and unpicturable score, summed"),
