@@ -55,7 +55,7 @@ def bundled() -> EnsembleConfig:
 
 def alone(config: EnsembleConfig, canvas: int) -> list[EnsembleConfig]:
     """Each member by itself on the ensemble's canvas, with the same heads on its map and the same heads of its own."""
-    frame = config.frame.sized(canvas)
+    frame = config.frame.sized((canvas, canvas))
     return [
         config.model_copy(update={"name": member.name, "members": (member,), "frame": frame})
         for member in config.members
@@ -101,7 +101,7 @@ def main() -> None:
     with shown() as progress:
         for config, canvas in ((three(), 448), (bundled(), 384)):
             if arguments.only in (None, config.name):
-                out, framed = arguments.out / config.name, {"frame": config.frame.sized(canvas)}
+                out, framed = arguments.out / config.name, {"frame": config.frame.sized((canvas, canvas))}
                 whole = run_study(
                     [config.model_copy(update=framed)], sets, out, seeds=arguments.seeds, progress=progress
                 )
