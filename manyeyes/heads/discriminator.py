@@ -33,10 +33,10 @@ class DiscriminatorConfig(Config):
 
     picturable: ClassVar[bool] = True
     kind: Literal["discriminator"] = "discriminator"
-    hidden: int = Field(1024, ge=1, description="width of the hidden layer")
-    steps: int = Field(1600, ge=1, description="optimiser steps; the schedule is fixed")
-    batch: int = Field(256, ge=2, description="features per step, as many noisy ones beside them")
-    learning_rate: float = Field(1e-3, gt=0, description="peak of a one-cycle schedule")
+    hidden: int = Field(512, ge=1, description="width of the hidden layer")
+    steps: int = Field(3000, ge=1, description="optimiser steps; the schedule is fixed")
+    batch: int = Field(512, ge=2, description="features per step, as many noisy ones beside them")
+    learning_rate: float = Field(3e-3, gt=0, description="peak of a one-cycle schedule")
     weight_decay: float = Field(1e-5, ge=0)
     noise: tuple[float, float] = Field((0.3, 1.0), description="weakest and strongest noise, relative to the features")
     share: float = Field(0.05, gt=0, le=1, description="smallest share of the components that get noise; 1: all do")
