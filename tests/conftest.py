@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -22,6 +23,8 @@ from manyeyes.ensemble import EnsembleConfig, MemberConfig, train_run
 from manyeyes.fusion import IndependentPcaConfig
 from manyeyes.heads import DiscriminatorConfig, GaussianConfig, MemoryBankConfig
 
+# Tensors here are tiny: more threads would only wait for each other, and one thread gives the same bits every time.
+torch.set_num_threads(1)
 HEIGHT, WIDTH = 56, 64
 FORKSERVER = multiprocessing.get_context("forkserver")
 # Imported once for all processes that tests start: torch and timm take seconds each.
