@@ -21,8 +21,8 @@ from manyeyes.data import read_image_set
 from manyeyes.ensemble import EnsembleConfig, MemberConfig
 from manyeyes.ensemble.presets import LITE0, bundled_members, eye, fused
 from manyeyes.experiments.compare import run_study
-from manyeyes.experiments.study import Study
-from manyeyes.files import write_text
+from manyeyes.experiments.study import Cell, Study
+from manyeyes.files import read_json, write_text
 from manyeyes.progress import shown
 
 SETS = {
@@ -55,7 +55,7 @@ def bundled() -> EnsembleConfig:
 
 def alone(config: EnsembleConfig, canvas: int) -> list[EnsembleConfig]:
     """Each member by itself on the ensemble's canvas, with the same heads on its map and the same heads of its own."""
-    frame = config.frame.sized((canvas, canvas))
+    frame = config.frame.sized(canvas)
     return [
         config.model_copy(update={"name": member.name, "members": (member,), "frame": frame})
         for member in config.members
@@ -67,11 +67,13 @@ def table(studies: Sequence[Study]) -> list[str]:
 
     def cell(study: Study, ensemble: str, data: str, head: str | None) -> str:
         figures = [cell.figures for cell in study.of(ensemble, data)]
+        if not figures:
+            return "-"
         values = [100 * (f["heads"][head]["image_auroc"] if head else f["image"]["auroc"]) for f in figures]
-        spread = f" ({statistics.stdev(values):.1f})" if len(values) > 1 else ""
+        spread = f" ({statistics.stdev(values):.1f}, {len(values)} seeds)" if len(values) > 1 else ""
         return f"{statistics.fmean(values):.1f}{spread}"
 
-    lines = [f"| | seeds | {' | '.join(SETS)} |", f"|---|---|{'---|' * len(SETS)}"]
+    lines = [f"| | {' | '.join(SETS)} |", f"|---|{'---|' * len(SETS)}"]
     for study in studies:
         for index, ensemble in enumerate(study.ensembles):
             rows: list[tuple[str, str | None]] = [(f"**{ensemble}**" if index == 0 else f"{ensemble} alone", None)]
@@ -81,10 +83,8 @@ def table(studies: Sequence[Study]) -> list[str]:
                     (f"{ensemble}: fused memory bank by itself", "fused/memory_bank"),
                 ]
             for label, head in rows:
-                values = [cell(study, ensemble, data, head) if study.of(ensemble, data) else "-" for data in study.sets]
-                seeds = len({cell.seed for cell in study.cells if cell.ensemble == ensemble})
-                lines.append(f"| {label} | {seeds} | {' | '.join(values)} |")
-    return [*lines, "", "Means over seeds; standard deviation over seeds in brackets."]
+                lines.append(f"| {label} | {' | '.join(cell(study, ensemble, data, head) for data in SETS)} |")
+    return [*lines, "", "One seed, or the mean over seeds with their standard deviation in brackets."]
 
 
 def main() -> None:
@@ -94,24 +94,41 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--alone-seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
+    parser.add_argument("--finished", action="store_true", help="fit nothing; write the table of the cells in --out")
     parser.add_argument("--only", choices=["three", "bundled"], help="one of the two ensembles, without the table")
     arguments = parser.parse_args()
+    if arguments.finished:
+        write_table([finished(arguments.out / name) for name in ("three", "bundled")])
+        return
     sets = [replace(read_image_set(arguments.data / SETS[name]), name=name) for name in arguments.sets]
     studies = []
     with shown() as progress:
         for config, canvas in ((three(), 448), (bundled(), 384)):
             if arguments.only in (None, config.name):
-                out, framed = arguments.out / config.name, {"frame": config.frame.sized((canvas, canvas))}
+                out, framed = arguments.out / config.name, {"frame": config.frame.sized(canvas)}
                 whole = run_study(
                     [config.model_copy(update=framed)], sets, out, seeds=arguments.seeds, progress=progress
                 )
                 parts = run_study(alone(config, canvas), sets, out, seeds=arguments.alone_seeds, progress=progress)
                 studies.append(Study(out, (*whole.cells, *parts.cells)))
+    if arguments.only is None:
+        write_table(studies)
+
+
+def finished(folder: Path) -> Study:
+    """The cells of a study that may still be running, the whole ensemble's first."""
+    found = []
+    for path in sorted(folder.glob("cells/*/figures.json")):
+        figures = read_json(path)
+        found.append(Cell(figures["ensemble"], figures["data"], figures["seed"], path.parent))
+    return Study(folder, tuple(sorted(found, key=lambda cell: cell.ensemble != folder.name)))
+
+
+def write_table(studies: Sequence[Study]) -> None:
     lines = ["# Image AUROC on real sets", "", f"`python {' '.join(sys.argv)}`", f"on {platform.platform()}.", ""]
     text = "\n".join([*lines, *table(studies)]) + "\n"
     print(text)
-    if arguments.only is None:
-        write_text(RESULTS, text)
+    write_text(RESULTS, text)
 
 
 if __name__ == "__main__":

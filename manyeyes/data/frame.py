@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 from torch import Tensor
 
 from manyeyes.config import Config
@@ -23,10 +23,16 @@ Region = tuple[Fraction, Fraction, Fraction, Fraction]
 Array = NDArray[Any]
 
 
+def _square_as_one(value: Any) -> Any:
+    """[256, 256] and 256 are one canvas, so they must have one fingerprint and share stored features."""
+    pair = isinstance(value, list | tuple) and len(value) == 2 and value[0] == value[1]
+    return value[0] if pair else value
+
+
 class Frame(Config):
     """The common canvas. Without ``size``, the ensemble fills in the largest input size of its trunks."""
 
-    size: Side | tuple[Side, Side] | None = Field(
+    size: Annotated[Side | tuple[Side, Side] | None, BeforeValidator(_square_as_one)] = Field(
         None, description="side of the canvas in px, or its [height, width]; by default what the largest trunk expects"
     )
     aspect: Literal["square", "keep"] = Field(
@@ -54,7 +60,7 @@ class Frame(Config):
 
     def sized(self, size: int | Size) -> Frame:
         """This frame with ``size`` filled in; unchanged if it has one."""
-        return self if self.size is not None else self.model_copy(update={"size": size})
+        return self if self.size is not None else self.model_copy(update={"size": _square_as_one(size)})
 
     def place(self, image: Array) -> NDArray[np.uint8]:
         """Crop, resize and pad. Area mean where an axis shrinks, bilinear where it grows.

@@ -165,3 +165,10 @@ def test_round_trip(tmp_path):
     read = Frame.from_yaml(tmp_path / "frame.yaml")
     assert read == frame
     assert read.fingerprint() == frame.fingerprint() != Frame(size=64).fingerprint()
+
+
+def test_a_square_canvas_is_one_canvas_however_it_is_written() -> None:
+    """Two spellings had two fingerprints, and every trunk ran again for the second."""
+    ways = [Frame(size=96), Frame(size=(96, 96)), Frame().sized(96), Frame().sized((96, 96))]
+    assert len({way.fingerprint() for way in ways}) == 1
+    assert all(way.canvas == (96, 96) for way in ways)
