@@ -70,7 +70,7 @@ def find_weights(architecture: str, weights: str) -> Weights:
             f"{architecture}: weights {weights!r} were not found; tried {tried}, "
             f"the bundled package ({bundled.ARCHITECTURE} only), timm's download ({reason}); "
             f"save the file as {architecture}.{weights}.safetensors in a folder, set {FOLDER} to that folder, "
-            f"or set weights to its path (timm's files: huggingface.co/timm/{architecture}.{weights})"
+            f"or set weights to its path (timm publishes it as {architecture}.{weights})"
         ) from None
     return Weights(state, f"timm's download of {architecture}.{weights}", state_digest(state))
 
