@@ -15,8 +15,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from manyeyes.backbones import PatchCoreConfig, TimmTrunkConfig
+from manyeyes.backbones.trunk import TimmTrunk
 from manyeyes.cli import main
 from manyeyes.data import Frame, ImageSet, read_image_set
 from manyeyes.ensemble import EnsembleConfig, MemberConfig, train_run
@@ -172,3 +174,17 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def lines(text: str) -> Sequence[str]:
     return [line for line in text.splitlines() if line.strip()]
+
+
+@pytest.fixture
+def forwards(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Batch sizes of all trunk forwards since the test began."""
+    seen: list[int] = []
+    forward = TimmTrunk.forward
+
+    def counted(self: TimmTrunk, pictures: Tensor, stages: Any) -> dict[str, Tensor]:
+        seen.append(len(pictures))
+        return forward(self, pictures, stages)
+
+    monkeypatch.setattr(TimmTrunk, "forward", counted)
+    return seen

@@ -54,7 +54,7 @@ class Ensemble(Fitted):
         map_names = [name for branch in self._branches() for name in branch.map_names]
         self.map_normalisers = nn.ModuleDict({name: ZScoreConfig().build() for name in map_names})
         self.groups = self._groups(map_names)
-        self.combiners = nn.ModuleDict({group: self._combiner(names) for group, names in self.groups.items()})
+        self.combiners = nn.ModuleDict({group: config.combiner.build(names) for group, names in self.groups.items()})
         self.canvas: Grid = config.frame.sized(self._largest_input()).canvas
         self.declare("score_threshold_", "map_threshold_", "guaranteed_rate_", "validation_scores_")
         self.eval()
@@ -94,9 +94,6 @@ class Ensemble(Fitted):
         groups["branch picturable"] = list(map_names)
         groups["branch unpicturable"] = [name for name in self.names if name not in map_names]
         return {group: names for group, names in groups.items() if names}
-
-    def _combiner(self, names: Sequence[str]) -> Combiner:
-        return self.config.combiner.build(names)
 
     def _largest_input(self) -> Grid:
         sizes = [trunk.input_size for trunk in self.eyes.each()]

@@ -114,17 +114,27 @@ class Work:
     trunk_ms: dict[str, float]
     progress: Progress
 
-    def cells(self, configs: Sequence[EnsembleConfig], seeds: Sequence[int], count: int) -> Iterator[Cell]:
-        jobs = [job for config in configs for seed in dict.fromkeys(seeds) for job in self._jobs(config, seed, count)]
-        by_canvas: dict[tuple[str, str], list[Job]] = {}
-        for job in jobs:
+    def cells(self, configs: Sequence[EnsembleConfig], seeds: Sequence[int], count: int) -> list[Cell]:
+        cells, groups = self._plan(configs, seeds, count)
+        for (_, store), group in groups.items():
+            self._group(store, group)
+        return cells
+
+    def _plan(
+        self, configs: Sequence[EnsembleConfig], seeds: Sequence[int], count: int
+    ) -> tuple[list[Cell], dict[tuple[str, str], list[Job]]]:
+        """All cells, and the jobs of the unfinished ones by what shares an extraction; nothing else holds a job."""
+        cells: list[Cell] = []
+        groups: dict[tuple[str, str], list[Job]] = {}
+        for job in (
+            job for config in configs for seed in dict.fromkeys(seeds) for job in self._jobs(config, seed, count)
+        ):
+            cells.append(job.cell)
             if not (job.cell.folder / FIGURES).exists():
                 require_labels(job.ensemble, None)
                 frame = job.config.frame.sized(job.ensemble.canvas)
-                by_canvas.setdefault((frame.fingerprint(), job.config.store), []).append(job)
-        for (_, store), group in by_canvas.items():
-            self._group(store, group)
-        yield from (job.cell for job in jobs)
+                groups.setdefault((frame.fingerprint(), job.config.store), []).append(job)
+        return cells, groups
 
     def _jobs(self, config: EnsembleConfig, seed: int, count: int) -> Iterator[Job]:
         config = config.model_copy(update={"seed": seed})

@@ -34,7 +34,7 @@ def predict_paths(
     skip_bad: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Write OUT/heatmaps, OUT/masks and OUT/maps (16-bit TIFF-free ``.npy``), each at its picture's size.
+    """Write OUT/heatmaps, OUT/masks and OUT/maps (``.npy``), each at its picture's size.
 
     Returns: {"threshold", "map_threshold", "pictures": [{path, score, alarm, heads, boxes, heatmap, mask, map}],
     "left_out", "cost"}.

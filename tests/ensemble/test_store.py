@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,20 +70,6 @@ def train_on_a_disk_with(free: int, disk: str, root: str) -> None:
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     return draw_parts(tmp_path / "parts", good=0, defective=0)
-
-
-@pytest.fixture
-def forwards(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """Batch sizes of all trunk forwards since the test began."""
-    seen: list[int] = []
-    forward = TimmTrunk.forward
-
-    def counted(self: TimmTrunk, pictures: Tensor, stages: Any) -> dict[str, Tensor]:
-        seen.append(len(pictures))
-        return forward(self, pictures, stages)
-
-    monkeypatch.setattr(TimmTrunk, "forward", counted)
-    return seen
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import draw_parts, small_config, small_member
-from torch import Tensor
 
-from manyeyes.backbones.trunk import TimmTrunk
 from manyeyes.data import ImageSet, folds, read_image_set
 from manyeyes.ensemble import EnsembleConfig, load_run
 from manyeyes.ensemble.run import owned
@@ -49,19 +47,6 @@ def compare_and_die(out: str, root: str, cells: int) -> None:
             pass
 
     study(out, read_image_set(root), progress=Deadly())
-
-
-@pytest.fixture
-def forwards(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    seen: list[int] = []
-    forward = TimmTrunk.forward
-
-    def counted(self: TimmTrunk, pictures: Tensor, stages: Any) -> dict[str, Tensor]:
-        seen.append(len(pictures))
-        return forward(self, pictures, stages)
-
-    monkeypatch.setattr(TimmTrunk, "forward", counted)
-    return seen
 
 
 @pytest.fixture
