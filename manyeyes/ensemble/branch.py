@@ -1,13 +1,16 @@
 """A branch: some members' maps, the block that makes them one embedding, and the heads that judge it.
 
-The fused map is one branch; every member with heads of its own is another. They are the same thing.
+The fused map is one branch; every member with heads of its own is another. They are the same thing. Heads that read
+the pyramid of maps take it as it is: a branch that has none that read the embedding has no block.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Self, cast
+from pathlib import Path
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +18,15 @@ from torch import Tensor, nn
 from manyeyes.backbones import FeatureExtractor
 from manyeyes.ensemble.config import head_names
 from manyeyes.ensemble.reading import Embeddings, Reading, Taps, TapSource
-from manyeyes.errors import NotFittedError
+from manyeyes.errors import NotFittedError, ShapeError
 from manyeyes.fusion import Folded, Fusion, FusionConfig
 from manyeyes.heads import HeadConfig
-from manyeyes.heads.contract import MapHead, VectorHead
+from manyeyes.heads.contract import MapHead, Pyramid, PyramidHead, VectorHead
 from manyeyes.maps import Grid, MapSpec, finest_grid, neighbourhood_mean, pooled
 from manyeyes.progress import Advance
+
+PARTS = 100
+"""Steps of progress per head, where one of them takes long enough to tell its own."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +58,11 @@ class Branch(nn.Module):
         self.spatial = [index for index, spec in enumerate(self.specs) if spec.spatial]
         self.fusion: Fusion | None = None
         self.folded: Folded | None = None
-        if self.map_names:
-            specs = tuple(self.specs[index] for index in self.spatial)
-            self.fusion = fusion.build(specs, grid or finest_grid(specs))
+        self.reads = {config.reads for config in self.head_configs}
+        if "map" in self.reads:
+            self.fusion = fusion.build(self.spatial_specs, grid or finest_grid(self.spatial_specs))
+        if "pyramid" in self.reads and not self.spatial:
+            raise ShapeError(f"{name}: gives no spatial map, so there is no pyramid to judge; use kind: gaussian")
         self.heads = nn.ModuleDict()
         self._build_heads()
 
@@ -62,7 +70,9 @@ class Branch(nn.Module):
         """Heads whose width is known; map heads wait for the fusion's fit."""
         width = sum(spec.channels for spec in self.specs)
         for name, config in zip(self.names, self.head_configs, strict=True):
-            if not config.picturable:
+            if config.reads == "pyramid":
+                self.heads[name] = cast(Any, config).build(self.spatial_specs)
+            elif config.reads == "vector":
                 self.heads[name] = config.build(width)
             elif self.fusion is not None and self.fusion.is_fitted:
                 self.heads[name] = config.build(self.fusion.channels)
@@ -70,11 +80,11 @@ class Branch(nn.Module):
     @property
     def map_names(self) -> list[str]:
         """Names of the picturable heads."""
-        return [name for name, config in zip(self.names, self.head_configs, strict=True) if config.picturable]
+        return [name for name, config in zip(self.names, self.head_configs, strict=True) if config.reads != "vector"]
 
     @property
-    def has_vector_heads(self) -> bool:
-        return len(self.map_names) < len(self.names)
+    def spatial_specs(self) -> tuple[MapSpec, ...]:
+        return tuple(self.specs[index] for index in self.spatial)
 
     @property
     def tap_keys(self) -> list[str]:
@@ -83,6 +93,10 @@ class Branch(nn.Module):
     def raw_maps(self, taps: Taps) -> tuple[Tensor, ...]:
         """All members' maps before the neighbourhood mean. Shapes: k x (b, c_i, h_i, w_i)."""
         return tuple(value for extractor in self.extractors for value in extractor.raw_maps(taps))
+
+    def pyramid(self, raw: Pyramid) -> Pyramid:
+        """The spatial maps after the neighbourhood mean. Shapes: k x (b, c_i, h_i, w_i)."""
+        return tuple(neighbourhood_mean(raw[index], self.specs[index].neighbourhood) for index in self.spatial)
 
     def embed(self, raw: tuple[Tensor, ...]) -> Tensor:
         """The fused map, the folded way. Shapes: k x (b, c_i, h_i, w_i) -> (b, d, h, w)."""
@@ -100,13 +114,17 @@ class Branch(nn.Module):
         """Scores and maps of a batch."""
         raw = self.raw_maps(taps)
         embedding = self.embed(raw) if self.fusion is not None else None
-        vectors = pooled(raw) if self.has_vector_heads else None
+        vectors = pooled(raw) if "vector" in self.reads else None
+        pyramid = self.pyramid(raw) if "pyramid" in self.reads else None
         scores, maps = {}, {}
         for name in self.names:
             head = self.heads[name]
             if isinstance(head, MapHead):
                 assert embedding is not None
                 maps[name], scores[name] = head.judge(embedding)
+            elif isinstance(head, PyramidHead):
+                assert pyramid is not None
+                maps[name], scores[name] = head.judge(pyramid)
             else:
                 assert isinstance(head, VectorHead)
                 assert vectors is not None
@@ -114,33 +132,63 @@ class Branch(nn.Module):
         return Judgement(scores, maps)
 
     def fit(self, taps: TapSource, seed: int, advance: Advance) -> Self:
-        """Fit the block, then every head. Reads the taps once for the block and once for all heads."""
-        steps = 1 + len(self.names)
-        vectors = self._fit_fusion(taps)
+        """Fit the block, then every head. Reads the taps once for the block and once for all heads on the embedding;
+        heads on the pyramid read them themselves."""
+        parts = PARTS if "pyramid" in self.reads else 1
+        steps = (1 + len(self.names)) * parts
+        vectors = self._fit_fusion(taps) if self.reads != {"pyramid"} else []
         self.finish_fusion()
         embeddings = Embeddings(taps, lambda batch: self.embed(self.raw_maps(batch)))
+        checkpoints = self.checkpoints(taps, seed)
         with torch.inference_mode(False):
-            for done, name in enumerate(self.names, start=1):
-                advance(done, steps)
+            for index, name in enumerate(self.names, start=1):
+                begun = index * parts
+                advance(begun, steps)
                 head = self.heads[name]
                 if isinstance(head, MapHead):
                     head.fit(embeddings, seed)
+                elif isinstance(head, PyramidHead):
+                    inside = _share(advance, begun, parts, steps)
+                    head.fit(self.pyramids(taps), seed, inside, checkpoints.get(name))
                 else:
                     cast(VectorHead, head).fit(vectors, seed)
         advance(steps, steps)
         return self
 
+    def pyramids(self, taps: TapSource) -> Reading[Pyramid]:
+        """What heads on the pyramid read: a re-iterable of k x (b, c_i, h_i, w_i), without gradients."""
+        return Reading(taps, lambda batch: self.pyramid(self.raw_maps(batch)))
+
+    def calibrate(self, taps: TapSource) -> None:
+        """Let the heads that wish look at normal images that nothing was fitted on."""
+        with torch.inference_mode(False):
+            for head in self.heads.values():
+                if isinstance(head, PyramidHead):
+                    head.calibrate(self.pyramids(taps))
+
+    def checkpoints(self, taps: TapSource, seed: int) -> dict[str, Path]:
+        """Where the long fits of heads on the pyramid keep their state; other pictures, seeds or configs, other files.
+
+        Empty where the taps are kept nowhere.
+        """
+        files = {}
+        for name, config in zip(self.names, self.head_configs, strict=True):
+            if config.reads == "pyramid" and taps.scratch is not None:
+                text = f"{config.fingerprint()}|{self.spatial_specs}|{taps.fingerprint}|{seed}"
+                key = hashlib.sha256(text.encode()).hexdigest()[:16]
+                files[name] = taps.scratch / f"{name.replace('/', '-')}.{key}.checkpoint"
+        return files
+
     def _fit_fusion(self, taps: TapSource) -> list[Tensor]:
         """Fit the block where there is one; give the pooled features, (b, c) per batch, seen on the way."""
         vectors: list[Tensor] = []
-        wanted = len(taps) if self.has_vector_heads else 0
+        wanted = len(taps) if "vector" in self.reads else 0
 
         def look(batch: Taps) -> tuple[Tensor, ...]:
             raw = self.raw_maps(batch)
             if sum(len(vector) for vector in vectors) < wanted:
                 vectors.append(pooled(raw))
-            spatial = [(raw[index], self.specs[index].neighbourhood) for index in self.spatial]
-            return tuple(neighbourhood_mean(value, side) for value, side in spatial)
+            return self.pyramid(raw)
 
         batches = Reading(taps, look)
         if self.fusion is not None:
@@ -156,6 +204,11 @@ class Branch(nn.Module):
             start = f"{prefix}fusion."
             self.fusion.load_state_dict({key[len(start) :]: v for key, v in state.items() if key.startswith(start)})
             self.finish_fusion()
+
+
+def _share(advance: Advance, begun: int, parts: int, steps: int) -> Advance:
+    """Progress of one head as ``parts`` steps of its branch's ``steps``, after the first ``begun``."""
+    return lambda done, total: advance(begun + parts * done // max(1, total), steps)
 
 
 def _named(spec: MapSpec, member: str) -> MapSpec:

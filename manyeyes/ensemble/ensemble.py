@@ -132,6 +132,7 @@ class Ensemble(Fitted):
         for branch in self._branches():
             advance = progress.step(f"fitting {branch.name}")
             branch.fit(train.only(branch.tap_keys), self.config.seed, advance)
+            branch.calibrate(validation.only(branch.tap_keys))
         scores, maps = self._read(validation, progress.step("scoring validation normals"))
         for name, normaliser in self.normalisers.items():
             cast(ScoreNormaliser, normaliser).fit(scores[name])
@@ -144,6 +145,9 @@ class Ensemble(Fitted):
             learned = (judged, labelled[1])
         self._fit_combiners(scores, learned)
         self._calibrate(scores, maps)
+        for branch in self._branches():
+            for checkpoint in branch.checkpoints(train.only(branch.tap_keys), self.config.seed).values():
+                checkpoint.unlink(missing_ok=True)
         return self
 
     def _read(self, taps: TapSource, advance: Advance) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -32,6 +32,11 @@ class TapSource(Protocol):
         ...
 
     @property
+    def fingerprint(self) -> str:
+        """Hexadecimal digits that change with the pictures and with the taps."""
+        ...
+
+    @property
     def scratch(self) -> Path | None:
         """A folder for temporary files of this size, None for the system's own."""
         ...

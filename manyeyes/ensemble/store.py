@@ -62,6 +62,13 @@ class StoredTaps:
         return len(self.indices)
 
     @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that change with the pictures, their order and the taps."""
+        # The folder of a file is named after all pictures of the list.
+        listed = sorted(f"{key}|{path.parent.name}" for key, path in self.arrays.items())
+        return hashlib.sha256(f"{listed}".encode() + self.indices.tobytes()).hexdigest()[:16]
+
+    @property
     def scratch(self) -> Path:
         return next(iter(self.arrays.values())).parent
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from manyeyes.heads.contract import MapHead, VectorHead
+from manyeyes.heads.contract import MapHead, PyramidHead, Reads, VectorHead
 from manyeyes.heads.coreset import coreset_coordinates, covering_radius, greedy_coreset
 from manyeyes.heads.discriminator import Discriminator, DiscriminatorConfig
 from manyeyes.heads.gaussian import Gaussian, GaussianConfig
@@ -27,6 +27,8 @@ __all__ = [
     "MemoryBank",
     "MemoryBankConfig",
     "Positions",
+    "PyramidHead",
+    "Reads",
     "VectorHead",
     "VectorHeadConfig",
     "coreset_coordinates",

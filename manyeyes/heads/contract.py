@@ -1,14 +1,29 @@
-"""The contract of heads: learn what normal looks like from stored embeddings, then judge. Higher is more anomalous."""
+"""The contract of heads: learn what normal looks like from stored features, then judge. Higher is more anomalous.
+
+A head's config says what it ``reads``. Heads that read a ``map`` or a ``pyramid`` draw an anomaly map (picturable);
+heads that read a ``vector`` do not.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Self
+from pathlib import Path
+from typing import Literal, Self
 
 from torch import Tensor
 
 from manyeyes.fitted import Fitted
+from manyeyes.progress import Advance
+
+Reads = Literal["map", "vector", "pyramid"]
+"""The fused embedding (b, d, h, w); the pooled features (b, c); every member map at its own resolution."""
+Pyramid = tuple[Tensor, ...]
+"""k x (b, c_i, h_i, w_i), in the order of the specs that the head was built with."""
+
+
+def unseen(done: int, total: int) -> None:
+    """Progress that nobody looks at."""
 
 
 class MapHead(Fitted, ABC):
@@ -51,3 +66,45 @@ class VectorHead(Fitted, ABC):
     @abstractmethod
     def score(self, vectors: Tensor) -> Tensor:
         """Shapes: (b, c) -> (b,). Raises: NotFittedError before ``fit``."""
+
+
+class PyramidHead(Fitted, ABC):
+    """A picturable head on all member maps at their own resolutions, after the neighbourhood mean of their specs.
+
+    Its config's ``build`` takes the specs of these maps, all of them spatial. Otherwise as `MapHead`.
+    """
+
+    @abstractmethod
+    def fit(
+        self,
+        pyramids: Iterable[Pyramid],
+        seed: int,
+        advance: Advance = unseen,
+        checkpoint: Path | None = None,
+    ) -> Self:
+        """Learn from a re-iterable of k x (b, c_i, h_i, w_i) batches of normal images; afterwards the head can judge.
+
+        ``checkpoint`` is a file that a fit which takes long may write as often as it likes, and that a killed fit of
+        the same config on the same pictures with the same seed may have left behind: resumed from it, the fit ends
+        with the same head. It is kept until everything around the head is fitted, so a finished fit may leave its
+        last state there. Raises: as `MapHead.fit`.
+        """
+
+    def calibrate(self, pyramids: Iterable[Pyramid]) -> Self:
+        """Adjust scales on a re-iterable of normal images that were not trained on; by default nothing is adjusted.
+
+        Called once after ``fit``, before these images are scored.
+        """
+        del pyramids
+        return self
+
+    @abstractmethod
+    def judge(self, maps: Pyramid) -> tuple[Tensor, Tensor]:
+        """The map, on a grid of the head's choice, and the image score.
+
+        Shapes: k x (b, c_i, h_i, w_i) -> (b, h, w), (b,). Raises: NotFittedError before ``fit``.
+        """
+
+    def score(self, maps: Pyramid) -> Tensor:
+        """Image score. Shapes: k x (b, c_i, h_i, w_i) -> (b,)."""
+        return self.judge(maps)[1]

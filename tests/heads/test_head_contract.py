@@ -1,18 +1,74 @@
 """Every kind of head against every check of the contract: a new kind is tested by existing."""
 
-from collections.abc import Iterator
-from typing import get_args
+from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar, Literal, get_args
 
 import pytest
 import torch
+import torch.nn.functional as F
 from pydantic import TypeAdapter
 from torch import Tensor
 
 from manyeyes.config import Config
 from manyeyes.errors import ConfigError, DataError, NotFittedError, ShapeError
-from manyeyes.heads import DiscriminatorConfig, GaussianConfig, HeadConfig, MapHead, MemoryBankConfig, VectorHead
+from manyeyes.heads import (
+    DiscriminatorConfig,
+    GaussianConfig,
+    HeadConfig,
+    MapHead,
+    MemoryBankConfig,
+    PyramidHead,
+    Reads,
+    VectorHead,
+)
+from manyeyes.maps import MapSpec, check_maps
 
 CHANNELS = 6
+GRID = (8, 4)
+SPECS = (MapSpec("fine", CHANNELS, 4, GRID), MapSpec("coarse", CHANNELS - 2, 8, (4, 2)))
+CLASSES = {"map": MapHead, "vector": VectorHead, "pyramid": PyramidHead}
+
+
+class FarthestConfig(Config):
+    """The smallest head on a pyramid: distance from the mean feature of each scale, relative to the mean distance."""
+
+    reads: ClassVar[Reads] = "pyramid"
+    kind: Literal["farthest"] = "farthest"
+
+    def build(self, specs: tuple[MapSpec, ...]) -> "Farthest":
+        return Farthest(specs)
+
+
+class Farthest(PyramidHead):
+    def __init__(self, specs: tuple[MapSpec, ...]) -> None:
+        super().__init__()
+        self.specs = specs
+        self.declare("fine_", "coarse_")
+
+    def fit(self, pyramids: Iterable[tuple[Tensor, ...]], seed: int, *_: Any) -> "Farthest":
+        batches = list(pyramids)
+        if not batches:
+            raise DataError("farthest: expected at least one image")
+        for batch in batches:
+            check_maps(batch, self.specs)
+        fine, coarse = (torch.cat(scale) for scale in zip(*batches, strict=True))
+        for image, value in enumerate(fine):
+            if not value.isfinite().all():
+                raise DataError(f"farthest: training image {image} is not finite")
+        self.fine_, self.coarse_ = (scale.mean(dim=(0, 2, 3)).detach().clone() for scale in (fine, coarse))
+        return self
+
+    @torch.no_grad()
+    def judge(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        self.require_fit()
+        check_maps(maps, self.specs)
+        fine, coarse = (
+            (value - mean[:, None, None]).norm(dim=1)
+            for value, mean in zip(maps, (self.fine_, self.coarse_), strict=True)
+        )
+        anomaly_map = fine + F.interpolate(coarse[:, None], size=fine.shape[1:])[:, 0]
+        return anomaly_map, anomaly_map.amax(dim=(1, 2))
+
 
 EXAMPLES: list[Config] = [
     DiscriminatorConfig(hidden=32, steps=80, batch=64),
@@ -23,46 +79,64 @@ EXAMPLES: list[Config] = [
     GaussianConfig(),
     GaussianConfig(shrinkage="oas", standardise=True),
     GaussianConfig(shrinkage=0.2),
+    FarthestConfig(),
 ]
 examples = pytest.mark.parametrize("config", EXAMPLES, ids=lambda config: f"{config.kind}-{config.fingerprint()[:4]}")
 
 
-def is_map_head(config: Config) -> bool:
-    assert config.picturable == isinstance(config.build(CHANNELS), MapHead)
-    return config.picturable
+def build(config: Config) -> Any:
+    head = config.build(SPECS if config.reads == "pyramid" else CHANNELS)
+    assert isinstance(head, CLASSES[config.reads])
+    return head
 
 
-def images(config: Config, count: int, seed: int = 0) -> Tensor:
-    """Embeddings of normal images, in the shape that the head takes."""
-    values = torch.randn(count, CHANNELS, 5, 4, generator=torch.Generator().manual_seed(seed)) + 3
-    return values if is_map_head(config) else values.mean(dim=(2, 3))
+def images(count: int, seed: int = 0) -> Tensor:
+    """Features of normal images."""
+    return torch.randn(count, CHANNELS, *GRID, generator=torch.Generator().manual_seed(seed)) + 3
+
+
+def shown(config: Config, values: Tensor) -> Any:
+    """The features in the shape that the head reads."""
+    if config.reads == "map":
+        return values
+    if config.reads == "vector":
+        return values.mean(dim=(2, 3))
+    return values.clone(), 2 * F.avg_pool2d(values, 2)[:, : values.shape[1] - 2]
+
+
+def parts(features: Any) -> tuple[Tensor, ...]:
+    return features if isinstance(features, tuple) else (features,)
 
 
 class Batches:
     """A re-iterable that gives fresh copies and keeps what it gave, to see whether it was changed."""
 
-    def __init__(self, values: Tensor, size: int = 4) -> None:
-        self.values, self.size = values, size
-        self.given: list[Tensor] = []
+    def __init__(self, config: Config, values: Tensor, size: int = 4) -> None:
+        self.config, self.values, self.size = config, values, size
+        self.given: list[Any] = []
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Any]:
         for batch in self.values.split(self.size):
-            self.given.append(batch.clone())
+            self.given.append(shown(self.config, batch.clone()))
             yield self.given[-1]
 
 
-def fitted(config: Config, values: Tensor, seed: int = 0, size: int = 4):
-    return config.build(CHANNELS).fit(Batches(values, size), seed)
+def fitted(config: Config, values: Tensor, seed: int = 0, size: int = 4) -> Any:
+    return build(config).fit(Batches(config, values, size), seed)
+
+
+def score(config: Config, head: Any, values: Tensor) -> Tensor:
+    return head.score(shown(config, values))
 
 
 def test_examples_cover_every_kind():
     kinds = {kind.model_fields["kind"].default for kind in get_args(get_args(HeadConfig)[0])}
-    assert kinds == {config.kind for config in EXAMPLES}
+    assert kinds | {"farthest"} == {config.kind for config in EXAMPLES}
 
 
 @examples
 def test_config_survives_a_round_trip_and_chooses_its_class_by_kind(config):
-    assert TypeAdapter(HeadConfig).validate_python(config.model_dump(mode="json")) == config
+    assert TypeAdapter(HeadConfig | FarthestConfig).validate_python(config.model_dump(mode="json")) == config
 
 
 @examples
@@ -73,81 +147,88 @@ def test_unknown_fields_are_refused(config):
 
 @examples
 def test_use_before_fit_raises(config):
-    head = config.build(CHANNELS)
+    head = build(config)
     with pytest.raises(NotFittedError, match="before fit"):
-        head.score(images(config, 1))
+        score(config, head, images(1))
     if isinstance(head, MapHead):
         with pytest.raises(NotFittedError, match="before fit"):
-            head.anomaly_map(images(config, 1))
+            head.anomaly_map(images(1))
 
 
 @examples
 def test_fit_returns_self_and_shapes_are_those_declared(config):
-    head = config.build(CHANNELS)
-    assert head.fit(Batches(images(config, 12)), 0) is head
-    fresh = images(config, 3, seed=1)
-    scores = head.score(fresh)
+    head = build(config)
+    assert head.fit(Batches(config, images(12)), 0) is head
+    fresh = images(3, seed=1)
+    scores = score(config, head, fresh)
     assert scores.shape == (3,)
     assert scores.dtype == torch.float32
     assert scores.isfinite().all()
-    if isinstance(head, MapHead):
-        anomaly_map, judged = head.judge(fresh)
-        assert anomaly_map.shape == (3, 5, 4)
+    if not isinstance(head, VectorHead):
+        anomaly_map, judged = head.judge(shown(config, fresh))
+        assert anomaly_map.shape == (3, *GRID)
         assert anomaly_map.isfinite().all()
-        assert torch.equal(anomaly_map, head.anomaly_map(fresh))
         assert torch.equal(judged, scores)
-    else:
-        assert isinstance(head, VectorHead)
+    if isinstance(head, MapHead):
+        assert torch.equal(anomaly_map, head.anomaly_map(fresh))
+    if isinstance(head, PyramidHead):
+        assert head.calibrate(Batches(config, images(4, seed=2))) is head
+        assert score(config, head, fresh).isfinite().all()
 
 
 @examples
 def test_far_features_score_above_normal_ones(config):
-    head = fitted(config, images(config, 12))
-    normal = images(config, 5, seed=1)
-    assert head.score(normal + 20).min() > head.score(normal).max()
+    head = fitted(config, images(12))
+    normal = images(5, seed=1)
+    assert score(config, head, normal + 20).min() > score(config, head, normal).max()
 
 
 @examples
 def test_batch_scores_as_its_images_one_by_one(config):
-    head = fitted(config, images(config, 12))
-    fresh = images(config, 5, seed=1)
-    torch.testing.assert_close(head.score(fresh), torch.cat([head.score(one) for one in fresh.split(1)]))
+    head = fitted(config, images(12))
+    fresh = images(5, seed=1)
+    torch.testing.assert_close(
+        score(config, head, fresh), torch.cat([score(config, head, one) for one in fresh.split(1)])
+    )
 
 
 @examples
 def test_same_seed_same_head_whatever_the_batch_size(config):
-    values, fresh = images(config, 12), images(config, 3, seed=1)
-    expected = fitted(config, values, seed=5).score(fresh)
-    torch.testing.assert_close(fitted(config, values, seed=5).score(fresh), expected, rtol=0, atol=0)
-    torch.testing.assert_close(fitted(config, values, seed=5, size=7).score(fresh), expected)
+    values, fresh = images(12), images(3, seed=1)
+    expected = score(config, fitted(config, values, seed=5), fresh)
+    torch.testing.assert_close(score(config, fitted(config, values, seed=5), fresh), expected, rtol=0, atol=0)
+    torch.testing.assert_close(score(config, fitted(config, values, seed=5, size=7), fresh), expected)
 
 
 @examples
 def test_second_fit_forgets_the_first(config):
-    values, fresh = images(config, 12), images(config, 3, seed=1)
-    twice = fitted(config, 5 * images(config, 9, seed=2)).fit(Batches(values), 0)
-    torch.testing.assert_close(twice.score(fresh), fitted(config, values).score(fresh), rtol=0, atol=0)
+    values, fresh = images(12), images(3, seed=1)
+    twice = fitted(config, 5 * images(9, seed=2)).fit(Batches(config, values), 0)
+    torch.testing.assert_close(
+        score(config, twice, fresh), score(config, fitted(config, values), fresh), rtol=0, atol=0
+    )
 
 
 @examples
 def test_state_loads_into_a_fresh_head(config):
-    head, fresh = fitted(config, images(config, 12)), images(config, 3, seed=1)
-    loaded = config.build(CHANNELS)
+    head, fresh = fitted(config, images(12)), images(3, seed=1)
+    loaded = build(config)
     assert all(value.is_contiguous() for value in head.state_dict().values()), "safetensors refuses other layouts"
     loaded.load_state_dict(head.state_dict())
-    torch.testing.assert_close(loaded.score(fresh), head.score(fresh), rtol=0, atol=0)
+    torch.testing.assert_close(score(config, loaded, fresh), score(config, head, fresh), rtol=0, atol=0)
 
 
 @examples
 def test_no_gradient_and_no_input_is_changed(config):
-    values = images(config, 12)
-    batches = Batches(values.clone().requires_grad_())
-    head = config.build(CHANNELS).fit(batches, 0)
-    fresh = images(config, 3, seed=1).requires_grad_()
+    values = images(12)
+    batches = Batches(config, values.clone().requires_grad_())
+    head = build(config).fit(batches, 0)
+    fresh = images(3, seed=1).requires_grad_()
     before = fresh.detach().clone()
-    assert not head.score(fresh).requires_grad
+    assert not score(config, head, fresh).requires_grad
     assert torch.equal(fresh.detach(), before)
-    assert torch.equal(torch.cat([given.detach() for given in batches.given[: len(values) // 4]]), values)
+    for given, batch in zip(batches.given, values.split(batches.size), strict=False):
+        assert all(map(torch.equal, parts(given), parts(shown(config, batch))))
     assert not any(value.requires_grad for value in head.state_dict().values())
 
 
@@ -155,15 +236,15 @@ def test_no_gradient_and_no_input_is_changed(config):
 def test_features_from_inference_mode_fit_and_score(config):
     """Trunks run in inference mode, whose tensors may not be changed or kept for a gradient later."""
     with torch.inference_mode():
-        values = images(config, 12)
-    head = config.build(CHANNELS).fit(Batches(values), 0)
-    torch.testing.assert_close(head.score(values), fitted(config, images(config, 12)).score(values))
+        values = images(12)
+    head = build(config).fit(Batches(config, values), 0)
+    torch.testing.assert_close(score(config, head, values), score(config, fitted(config, images(12)), values))
 
 
 @examples
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_values_that_are_not_finite_are_refused_by_name(config, bad):
-    values = images(config, 12)
+    values = images(12)
     values[9, 2] = bad
     with pytest.raises(DataError, match="image 9"):
         fitted(config, values)
@@ -172,14 +253,14 @@ def test_values_that_are_not_finite_are_refused_by_name(config, bad):
 @examples
 def test_no_image_is_refused(config):
     with pytest.raises(DataError, match="image"):
-        config.build(CHANNELS).fit([], 0)
+        build(config).fit([], 0)
 
 
 @examples
 def test_one_image_fits_or_is_refused_in_words(config):
-    values = images(config, 1)
-    if is_map_head(config):
-        assert fitted(config, values).score(values).isfinite().all()
+    values = images(1)
+    if config.reads != "vector":
+        assert score(config, fitted(config, values), values).isfinite().all()
     else:
         with pytest.raises(DataError, match="at least 2 normal images"):
             fitted(config, values)
@@ -188,21 +269,21 @@ def test_one_image_fits_or_is_refused_in_words(config):
 @examples
 @pytest.mark.parametrize("level", [0.0, 1.7, 1e4])
 def test_equal_images_fit_or_are_refused_in_words(config, level):
-    values = torch.full_like(images(config, 6), level)
-    head = config.build(CHANNELS)
+    values = torch.full_like(images(6), level)
+    head = build(config)
     try:
-        head.fit(Batches(values), 0)
+        head.fit(Batches(config, values), 0)
     except DataError:
         return
-    assert head.score(values).isfinite().all()
-    assert (head.score(values + 1 + level) > head.score(values)).all()
+    assert score(config, head, values).isfinite().all()
+    assert (score(config, head, values + 1 + level) > score(config, head, values)).all()
 
 
 @examples
 def test_wrong_channels_are_refused(config):
-    head = fitted(config, images(config, 12))
-    wide = torch.cat([images(config, 2), images(config, 2)], dim=1)
+    head = fitted(config, images(12))
+    wide = torch.cat([images(2), images(2)], dim=1)
     with pytest.raises(ShapeError, match="6"):
-        head.score(wide)
+        score(config, head, wide)
     with pytest.raises(ShapeError, match="6"):
-        config.build(CHANNELS).fit([wide], 0)
+        build(config).fit([shown(config, wide)], 0)
