@@ -7,8 +7,9 @@ the pyramid of maps take it as it is: a branch that has none that read the embed
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from manyeyes.backbones import FeatureExtractor
 from manyeyes.ensemble.config import head_names
+from manyeyes.ensemble.memory import Memory, fit_anew
 from manyeyes.ensemble.reading import Embeddings, Reading, Taps, TapSource
 from manyeyes.errors import NotFittedError, ShapeError
 from manyeyes.fusion import Folded, Fusion, FusionConfig
@@ -51,7 +53,8 @@ class Branch(nn.Module):
         grid: Grid | None = None,
     ) -> None:
         super().__init__()
-        self.name, self.head_configs = name, tuple(heads)
+        self.name, self.fusion_config, self.head_configs = name, fusion, tuple(heads)
+        self.members = tuple(member for member, _ in members)
         self.names = head_names(name, heads)
         self.extractors = [extractor for _, extractor in members]  # a plain list: trunks are not this module's state
         self.specs = tuple(_named(spec, member) for member, extractor in members for spec in extractor.specs)
@@ -131,27 +134,31 @@ class Branch(nn.Module):
                 scores[name] = head.score(vectors)
         return Judgement(scores, maps)
 
-    def fit(self, taps: TapSource, seed: int, advance: Advance) -> Self:
+    def fit(self, taps: TapSource, seed: int, advance: Advance, memory: Memory = fit_anew) -> Self:
         """Fit the block, then every head. Reads the taps once for the block and once for all heads on the embedding;
-        heads on the pyramid read them themselves."""
+        heads on the pyramid read them themselves. What ``memory`` knows is not fitted."""
         parts = PARTS if "pyramid" in self.reads else 1
         steps = (1 + len(self.names)) * parts
-        vectors = self._fit_fusion(taps) if self.reads != {"pyramid"} else []
+        vectors: list[Tensor] = []
+        if self.fusion is not None:
+            memory(self, taps, self.fusion_config, self.fusion, lambda: vectors.extend(self._fit_fusion(taps)))
         self.finish_fusion()
         embeddings = Embeddings(taps, lambda batch: self.embed(self.raw_maps(batch)))
         checkpoints = self.checkpoints(taps, seed)
         with torch.inference_mode(False):
-            for index, name in enumerate(self.names, start=1):
+            for index, (name, config) in enumerate(zip(self.names, self.head_configs, strict=True), start=1):
                 begun = index * parts
                 advance(begun, steps)
                 head = self.heads[name]
+                fit: Callable[[], object]
                 if isinstance(head, MapHead):
-                    head.fit(embeddings, seed)
+                    fit = partial(head.fit, embeddings, seed)
                 elif isinstance(head, PyramidHead):
                     inside = _share(advance, begun, parts, steps)
-                    head.fit(self.pyramids(taps), seed, inside, checkpoints.get(name))
+                    fit = partial(head.fit, self.pyramids(taps), seed, inside, checkpoints.get(name))
                 else:
-                    cast(VectorHead, head).fit(vectors, seed)
+                    fit = partial(self._fit_vector_head, cast(VectorHead, head), taps, vectors, seed)
+                memory(self, taps, config, head, fit)
         advance(steps, steps)
         return self
 
@@ -179,8 +186,14 @@ class Branch(nn.Module):
                 files[name] = taps.scratch / f"{name.replace('/', '-')}.{key}.checkpoint"
         return files
 
+    def _fit_vector_head(self, head: VectorHead, taps: TapSource, vectors: list[Tensor], seed: int) -> None:
+        """Fit on the pooled features, (b, c) per batch; read them first where ``vectors`` has none yet."""
+        if not vectors:
+            vectors.extend(Reading(taps, lambda batch: pooled(self.raw_maps(batch))))
+        head.fit(vectors, seed)
+
     def _fit_fusion(self, taps: TapSource) -> list[Tensor]:
-        """Fit the block where there is one; give the pooled features, (b, c) per batch, seen on the way."""
+        """Fit the block; give the pooled features, (b, c) per batch, seen on the way where a head wants them."""
         vectors: list[Tensor] = []
         wanted = len(taps) if "vector" in self.reads else 0
 
@@ -190,12 +203,7 @@ class Branch(nn.Module):
                 vectors.append(pooled(raw))
             return self.pyramid(raw)
 
-        batches = Reading(taps, look)
-        if self.fusion is not None:
-            self.fusion.fit(batches)
-        else:
-            for _ in batches:
-                pass
+        cast(Fusion, self.fusion).fit(Reading(taps, look))
         return vectors
 
     def load_fitted(self, state: Mapping[str, Tensor], prefix: str) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from manyeyes.backbones import Eyes, FeatureExtractor, TrunkPool
 from manyeyes.ensemble.branch import Branch, Judgement
 from manyeyes.ensemble.config import FUSED, EnsembleConfig
+from manyeyes.ensemble.memory import Memory, fit_anew
 from manyeyes.ensemble.prediction import Prediction
 from manyeyes.ensemble.reading import Taps, TapSource
 from manyeyes.ensemble.spread import spread
@@ -118,11 +119,12 @@ class Ensemble(Fitted):
         validation: TapSource,
         labelled: tuple[TapSource, Tensor] | None = None,
         progress: Progress | None = None,
+        memory: Memory = fit_anew,
     ) -> Self:
         """Fit every block and head on ``train``, every normaliser, the combiner and the threshold on ``validation``.
 
         ``train`` and ``validation`` are taps of good pictures that are not the same; ``labelled`` are taps of pictures
-        with their labels (n,) in {0, 1}, for combiners that learn from labels.
+        with their labels (n,) in {0, 1}, for combiners that learn from labels. ``memory`` may know some parts already.
 
         Raises: DataError if all pictures of ``train`` are equal, or too few for a block or a head.
         """
@@ -131,7 +133,7 @@ class Ensemble(Fitted):
         self.notes = list(self._declared_notes)
         for branch in self._branches():
             advance = progress.step(f"fitting {branch.name}")
-            branch.fit(train.only(branch.tap_keys), self.config.seed, advance)
+            branch.fit(train.only(branch.tap_keys), self.config.seed, advance, memory)
             branch.calibrate(validation.only(branch.tap_keys))
         scores, maps = self._read(validation, progress.step("scoring validation normals"))
         for name, normaliser in self.normalisers.items():

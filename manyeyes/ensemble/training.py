@@ -18,6 +18,7 @@ from manyeyes.data import Frame, ImageSet, Sample, hold_out
 from manyeyes.device import Precision, resolve_device, trunk_precision
 from manyeyes.ensemble.config import EnsembleConfig
 from manyeyes.ensemble.ensemble import Ensemble
+from manyeyes.ensemble.memory import Memory, fit_anew
 from manyeyes.ensemble.run import STATE, load_run, owned, read_header, save_run
 from manyeyes.ensemble.store import FeatureStore, StoredTaps
 from manyeyes.errors import DataError, RunError
@@ -120,6 +121,7 @@ def fit_extracted(
     parts: tuple[Sequence[Sample], Sequence[Sample]],
     labelled: tuple[StoredTaps, Tensor] | None,
     progress: Progress,
+    memory: Memory = fit_anew,
 ) -> tuple[int, int]:
     """Fit from taps of ``samples``, of which ``parts`` are for training and validation; give the counts of both.
 
@@ -130,7 +132,7 @@ def fit_extracted(
     for chosen, purpose in zip(rows, ("train on", "validate with"), strict=True):
         if not chosen:
             raise DataError(f"no readable picture is left to {purpose}; mend the files or give more good pictures")
-    ensemble.fit(taps.subset(rows[0]), taps.subset(rows[1]), labelled, progress)
+    ensemble.fit(taps.subset(rows[0]), taps.subset(rows[1]), labelled, progress, memory)
     return len(rows[0]), len(rows[1])
 
 

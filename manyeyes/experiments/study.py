@@ -27,6 +27,10 @@ class Cell:
     fold: int | None = None
 
     @property
+    def finished(self) -> bool:
+        return (self.folder / FIGURES).exists()
+
+    @property
     def figures(self) -> dict[str, Any]:
         return dict(read_json(self.folder / FIGURES))
 
@@ -51,6 +55,8 @@ class Study:
 
     folder: Path
     cells: tuple[Cell, ...]
+    baseline: str | None = None
+    """The ensemble that the others are compared with; None for the first."""
 
     @property
     def report(self) -> Path:

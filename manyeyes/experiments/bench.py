@@ -1,0 +1,238 @@
+"""The bench at which one process extracts the features of a study's sets, and fits and measures its cells."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+
+from manyeyes.backbones import Eyes, TrunkPool
+from manyeyes.data import Frame, ImageBatches, ImageSet, Sample
+from manyeyes.device import Precision, resolve_device, trunk_precision
+from manyeyes.ensemble import Ensemble, EnsembleConfig, Extraction, FeatureStore, Prediction, save_run
+from manyeyes.ensemble.run import STATE
+from manyeyes.ensemble.store import StoredTaps
+from manyeyes.ensemble.training import fit_extracted
+from manyeyes.errors import DataError
+from manyeyes.experiments.evaluation import Stopwatch, measure, peak_memory, restart_peak
+from manyeyes.experiments.fits import SharedFits
+from manyeyes.experiments.metrics import image_figures
+from manyeyes.experiments.study import Cell, write_cell
+from manyeyes.files import make_folder, read_json, write_json
+from manyeyes.progress import Progress, Silent
+
+Stored = tuple[StoredTaps, tuple[Sample, ...]]
+ROUNDS = 4
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is the same for all cells of a study: where it lies, and how its cells are to be made."""
+
+    folder: Path
+    device: str = "auto"
+    precision: Precision = "auto"
+    batch_size: int = 8
+    skip_bad: bool = False
+    repetitions: int = 0
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Group:
+    """What shares an extraction: one set on one canvas, and all ensembles that look at it there."""
+
+    image_set: ImageSet
+    frame: Frame
+    store: Literal["float16", "float32"]
+    configs: tuple[EnsembleConfig, ...]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One cell to come: ``parts`` are its training and validation pictures, ``held`` those of its fold."""
+
+    config: EnsembleConfig
+    image_set: ImageSet
+    cell: Cell
+    parts: tuple[Sequence[Sample], Sequence[Sample]]
+    held: Sequence[Sample]
+
+
+@dataclass(frozen=True)
+class Extract:
+    """The task of filling the store for a group."""
+
+    settings: Settings
+    group: Group
+
+    def __call__(self, progress: Progress) -> None:
+        bench_of(self.settings).extract(self.group, progress)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """The task of finishing a cell; one that another process has in hand is waited for, or left out."""
+
+    settings: Settings
+    job: Job
+    wait: bool
+
+    def __call__(self, progress: Progress) -> None:
+        cell = self.job.cell
+        try:
+            with FileLock(make_folder(cell.folder) / ".lock", timeout=-1 if self.wait else 0):
+                if not cell.finished:
+                    for part in cell.folder.rglob(".*.part"):  # what a killed process was writing
+                        part.unlink(missing_ok=True)
+                    bench_of(self.settings).measure(self.job, progress)
+        except Timeout:
+            return
+
+
+@lru_cache(maxsize=1)
+def bench_of(settings: Settings) -> Bench:
+    """One for all tasks of a process, so that every trunk is built once in it."""
+    return Bench(settings)
+
+
+class Bench:
+    """Device, trunks and store of one process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings, self.device, self.pool = settings, resolve_device(settings.device), TrunkPool()
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+
+    def ensemble(self, config: EnsembleConfig) -> Ensemble:
+        """Unfitted, its trunks shared with all ensembles of this process."""
+        return Ensemble(config, self.pool)
+
+    def extract(self, group: Group, progress: Progress) -> None:
+        """Take the features of all pictures of a group that are not stored yet, and the time of every trunk."""
+        ensembles = [self.ensemble(config) for config in group.configs]
+        eyes = Eyes([e for ensemble in ensembles for e in ensemble.extractors]).to(self.device)
+        self._features(eyes, group, progress)
+        for trunk in eyes.each():
+            if not self._timing(trunk.key).exists():
+                self._time_trunk(eyes.restricted([trunk.key]), group, self._timing(trunk.key))
+
+    def _features(self, eyes: Eyes, group: Group, progress: Progress) -> tuple[Stored, Stored]:
+        """Of all good pictures that may be trained or calibrated on, and of the test pictures."""
+        settings, image_set = self.settings, group.image_set
+        extraction = Extraction(
+            FeatureStore(settings.folder / "features", group.store),
+            self.device,
+            settings.batch_size,
+            settings.precision,
+            settings.skip_bad,
+        )
+        everything = (*image_set.train, *image_set.validation)
+        normals = extraction(eyes, everything, group.frame, f"extracting {image_set.name}, normals", progress)
+        test = extraction(eyes, image_set.test, group.frame, f"extracting {image_set.name}, test", progress)
+        return normals, test
+
+    def _timing(self, trunk: str) -> Path:
+        return self.settings.folder / "timings" / f"{trunk}-{self.device.type}.json"
+
+    def _time_trunk(self, eyes: Eyes, group: Group, path: Path) -> None:
+        """Milliseconds per image of a trunk by itself, without reading pictures: the median of three batches."""
+        size = self.settings.batch_size
+        batch = next(iter(ImageBatches(group.image_set.test[:size], group.frame, size, skip_bad=True)))
+        images = batch.images.to(self.device)
+        if not len(images):
+            return
+        watch, times = Stopwatch(self.device, [], []), []
+        for _ in range(ROUNDS):
+            start = watch.now()
+            with torch.no_grad(), trunk_precision(self.device, self.settings.precision):
+                eyes(images)
+            times.append((watch.now() - start) / len(images))
+        write_json(path, {"ms_per_image": 1000 * statistics.median(times[1:])})
+
+    def measure(self, job: Job, progress: Progress) -> None:
+        """Fit the job's ensemble on stored features, measure it and write its cell."""
+        cell, ensemble = job.cell, self.ensemble(job.config).to(self.device)
+        frame = job.config.frame.sized(ensemble.canvas)
+        group = Group(job.image_set, frame, job.config.store, (job.config,))
+        normals, test = self._features(ensemble.eyes, group, Silent())
+        fits = SharedFits(self.settings.folder / "fits", job.config, self.device)
+        restart_peak(self.device)
+        start = time.perf_counter()
+        rows = fit_extracted(ensemble, *normals, job.parts, None, Silent(), fits)
+        fit_seconds = time.perf_counter() - start
+        watch = Stopwatch(self.device, [], [])
+        fold = "" if cell.fold is None else f", fold {cell.fold + 1}"
+        result = measure(
+            ensemble,
+            judge_stored(ensemble, *test, watch),
+            test[1],
+            frame,
+            repetitions=self.settings.repetitions,
+            advance=progress.step(f"{cell.data}, {cell.ensemble}, seed {cell.seed}{fold}"),
+        )
+        figures = result.figures
+        figures["train_images"], figures["validation_images"] = rows
+        if job.held:
+            figures["held_out"] = held_out(ensemble, normals, job.held, result.pictures)
+        save_run(cell.run, ensemble, self.device, {"train_images": rows[0], "validation_images": rows[1]})
+        heads = 1000 * statistics.median(watch.rest[1:] or watch.rest)
+        trunks = sum(self._trunk_ms(key) for key in ensemble.eyes.stages)
+        figures["cost"] = {
+            "ms_per_image": round(trunks + heads, 3),
+            "ms_trunks": round(trunks, 3),
+            "ms_heads": round(heads, 3),
+            "fit_seconds": round(fit_seconds + fits.recalled, 2),
+            "fit_seconds_shared": round(fits.recalled, 2),
+            "peak_memory_mb": round(peak_memory(self.device) / 1e6, 1),
+            "artefact_mb": round((cell.run / STATE).stat().st_size / 1e6, 3),
+        }
+        write_cell(cell, result)
+
+    def _trunk_ms(self, trunk: str) -> float:
+        path = self._timing(trunk)
+        return float(read_json(path)["ms_per_image"]) if path.exists() else 0.0
+
+
+def judge_stored(
+    ensemble: Ensemble, taps: StoredTaps, samples: Sequence[Sample], watch: Stopwatch | None = None
+) -> Iterator[tuple[Prediction, Sequence[Sample]]]:
+    """Predictions from stored taps, batch by batch, with the samples that they belong to."""
+    done = 0
+    for batch in taps.only(ensemble.tap_keys()):
+        begin = watch.now() if watch else 0.0
+        prediction = ensemble.predict_taps(batch)
+        if watch:
+            watch.rest.append((watch.now() - begin) / len(prediction))
+        yield prediction, samples[done : done + len(prediction)]
+        done += len(prediction)
+
+
+def held_out(
+    ensemble: Ensemble, normals: Stored, held: Sequence[Sample], pictures: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """What a fold's own good pictures say: how many raise an alarm, and how they rank against the test's defects.
+
+    Raises: DataError if none of them could be read.
+    """
+    wanted = {sample.path for sample in held}
+    rows = [index for index, sample in enumerate(normals[1]) if sample.path in wanted]
+    if not rows:
+        raise DataError(f"no readable picture is left in a fold of {len(held)}; mend the files or take fewer folds")
+    judged = list(judge_stored(ensemble, normals[0].subset(rows), [normals[1][row] for row in rows]))
+    scores = np.concatenate([prediction.score.double().cpu().numpy() for prediction, _ in judged])
+    defective = np.array([picture["score"] for picture in pictures if picture["label"]])
+    threshold = float(ensemble.score_threshold_)
+    return {
+        "images": len(rows),
+        "false_alarm_rate": float((scores >= threshold).mean()),
+        "image_auroc": image_figures(scores, defective)["auroc"].value,
+    }
