@@ -224,6 +224,27 @@ def compare(
     typer.echo(f"report: {study.report}")
 
 
+@app.command(epilog="Example: `manyeyes distill --images photographs --trunk resnet18 --out pdn_small.safetensors`")
+def distill(
+    images: Annotated[Path, typer.Option("--images", help="folder of natural pictures, any sizes, any depth")],
+    out: Annotated[Path, typer.Option("--out", help="file to write, .safetensors; figures go beside it")],
+    trunk: Annotated[str, typer.Option(help="timm model to learn from, with or without tag")] = "resnet18",
+    stages: Annotated[str, typer.Option(help="its stages, comma-separated, 384 channels or more together")] = "2,3",
+    size: Annotated[Literal["small", "medium"], typer.Option(help="PDN-S or PDN-M")] = "small",
+    set_: Set = None,
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Distil a teacher for EfficientAD from a trunk; the same call goes on with a killed one."""
+    from manyeyes.experiments.distilling import distil_folder, distillation_config
+    from manyeyes.progress import shown
+
+    config = distillation_config(trunk, stages, size, set_ or ())
+    with shown(quiet) as progress:
+        found = distil_folder(config, images, out, device=device, progress=progress)
+    typer.echo(f"teacher: {out}, explains {found.overall:.3f} of the variance on {found.pictures} held-out pictures")
+
+
 @synthesize.command("flat-connector", epilog="Example: `manyeyes synthesize flat-connector --out parts/connector`")
 def flat_connector(out: Out, seed: int = 0, quiet: Quiet = False) -> None:
     """A brushed-metal flat connector with holes, logical and structural defects, in the LOCO layout."""

@@ -31,6 +31,8 @@ CHANNELS = 384
 STRIDE = 4
 BORDER = 4
 RECEPTIVE_FIELD = 33
+CENTRE = RECEPTIVE_FIELD / 2
+"""Position j of an unpadded map is centred at CENTRE + j * STRIDE px from the edge of the image."""
 
 # Kernel, width and padding (where padding is on) of each convolution; an average pool follows each of the first two.
 LAYERS: dict[str, tuple[tuple[int, int, int], ...]] = {
@@ -53,6 +55,11 @@ def patch_description_network(size: PdnSize, out: int = CHANNELS, padding: bool 
         if index < 2:
             layers.append(nn.AvgPool2d(2, stride=2, padding=1 if padding else 0))
     return nn.Sequential(*layers)
+
+
+def positions(side: int) -> int:
+    """Positions of an unpadded map along a side of ``side`` px."""
+    return (side - RECEPTIVE_FIELD) // STRIDE + 1
 
 
 class PdnTrunkConfig(Config):
