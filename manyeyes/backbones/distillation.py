@@ -148,7 +148,7 @@ class Distillation:
         plain = plain.to(self.device)
         if self.config.refit:
             self.progress.say(
-                f"before the last layer is fitted: {self.explained(plain)[1]:.4f} of the variance explained"
+                f"before the last layer is fitted: {self.explained(plain, CURVE_PICTURES)[1]:.4f} of the variance explained"
             )
             refit_last(plain, self._fresh(), ridge=1e-4, share=0.5, seed=self.config.seed)
         explained, overall = self.explained(plain)
