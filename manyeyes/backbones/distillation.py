@@ -36,6 +36,8 @@ HELD, CROP, REFIT = 11, 12, 13
 CHECKPOINT_SECONDS = 60.0
 CURVE_POINTS = 10
 CURVE_PICTURES = 8
+LAST = 0.1
+"""Rate of the last layer, relative to those with a norm: thousands of inputs of one sign move its output together."""
 
 
 class DistillationConfig(Config):
@@ -51,7 +53,7 @@ class DistillationConfig(Config):
     batch: int = Field(4, ge=1, description="crops per step, of different views")
     reuse: int = Field(8, ge=1, description="crops taken of each view; a new view costs a forward pass of the trunk")
     views: int = Field(64, ge=2, description="latest views that crops are drawn from, held in memory")
-    learning_rate: float = Field(3e-3, gt=0, description="peak of a one-cycle schedule")
+    learning_rate: float = Field(2e-3, gt=0, description="peak of a one-cycle schedule")
     weight_decay: float = Field(1e-5, ge=0)
     norms: bool = Field(True, description="batch norm before every ReLU while training, folded afterwards")
     zoom: float = Field(0.4, gt=0, le=1, description="smallest share of a picture's area that a view shows; 1: all")
@@ -130,7 +132,12 @@ class Distillation:
             torch.manual_seed(config.seed)
             build = with_norms if config.norms else patch_description_network
             self.network = build(config.size, CHANNELS).to(device)
-        self.optimiser = torch.optim.AdamW(self.network.parameters(), weight_decay=config.weight_decay)
+        *body, last = self.network
+        groups = [
+            {"params": [weight for layer in body for weight in layer.parameters()], "share": 1.0},
+            {"params": list(last.parameters()), "share": LAST if config.norms else 1.0},
+        ]
+        self.optimiser = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
         self.mean = torch.zeros(CHANNELS, 1, 1)
         self.std = torch.ones(CHANNELS, 1, 1)
 
@@ -147,9 +154,8 @@ class Distillation:
         plain = folded(self.network, self.config.size, CHANNELS) if self.config.norms else self.network.eval()
         plain = plain.to(self.device)
         if self.config.refit:
-            self.progress.say(
-                f"before the last layer is fitted: {self.explained(plain, CURVE_PICTURES)[1]:.4f} of the variance explained"
-            )
+            some = self.explained(plain, CURVE_PICTURES)[1]
+            self.progress.say(f"held out {some:.4f} before the last layer is fitted")
             refit_last(plain, self._fresh(), ridge=1e-4, share=0.5, seed=self.config.seed)
         explained, overall = self.explained(plain)
         return Distilled(plain.cpu(), explained, overall, len(self.held), self.config.steps)
@@ -167,7 +173,7 @@ class Distillation:
         for step in range(begun, config.steps):
             self.views.advance_to(config.views + step * config.batch // config.reuse)
             for group in self.optimiser.param_groups:
-                group["lr"] = one_cycle(step, config.steps, config.learning_rate)
+                group["lr"] = group["share"] * one_cycle(step, config.steps, config.learning_rate)
             images, targets = self._crops(step)
             self.network.train()
             loss = F.mse_loss(self.network(images), targets)
