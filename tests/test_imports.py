@@ -13,7 +13,7 @@ import pytest
 import manyeyes
 
 ROOT = Path(manyeyes.__file__).parent
-FOUNDATION = {"errors", "config", "files", "fitted", "maps", "device", "progress", "__init__"}
+FOUNDATION = {"errors", "config", "files", "checkpoint", "fitted", "maps", "device", "progress", "__init__"}
 ROOMS = {"data", "backbones", "fusion", "heads", "ensemble", "experiments"}
 MAY_IMPORT = {
     "foundation": FOUNDATION,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -73,12 +73,15 @@ class Branch(nn.Module):
         """Heads whose width is known; map heads wait for the fusion's fit."""
         width = sum(spec.channels for spec in self.specs)
         for name, config in zip(self.names, self.head_configs, strict=True):
-            if config.reads == "pyramid":
-                self.heads[name] = cast(Any, config).build(self.spatial_specs)
-            elif config.reads == "vector":
+            if config.reads == "map":
+                if self.fusion is not None and self.fusion.is_fitted:
+                    self.heads[name] = config.build(self.fusion.channels)
+            elif name in self.heads:
+                continue
+            elif config.reads == "pyramid":
+                self.heads[name] = config.build(self.spatial_specs)
+            else:
                 self.heads[name] = config.build(width)
-            elif self.fusion is not None and self.fusion.is_fitted:
-                self.heads[name] = config.build(self.fusion.channels)
 
     @property
     def map_names(self) -> list[str]:

@@ -10,11 +10,13 @@ from manyeyes.heads.discriminator import Discriminator, DiscriminatorConfig
 from manyeyes.heads.gaussian import Gaussian, GaussianConfig
 from manyeyes.heads.memory_bank import MemoryBank, MemoryBankConfig
 from manyeyes.heads.positions import Positions, draw_positions, sample_positions
+from manyeyes.heads.uflow import UFlowHead, UFlowHeadConfig
 
 # A new kind is one more class in one of these unions.
 MapHeadConfig = DiscriminatorConfig | MemoryBankConfig
 VectorHeadConfig = GaussianConfig
-HeadConfig = Annotated[MapHeadConfig | VectorHeadConfig, Field(discriminator="kind")]
+PyramidHeadConfig = UFlowHeadConfig
+HeadConfig = Annotated[MapHeadConfig | VectorHeadConfig | PyramidHeadConfig, Field(discriminator="kind")]
 
 __all__ = [
     "Discriminator",
@@ -28,7 +30,10 @@ __all__ = [
     "MemoryBankConfig",
     "Positions",
     "PyramidHead",
+    "PyramidHeadConfig",
     "Reads",
+    "UFlowHead",
+    "UFlowHeadConfig",
     "VectorHead",
     "VectorHeadConfig",
     "coreset_coordinates",

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from manyeyes.config import Config
 from manyeyes.errors import DataError, ShapeError
-from manyeyes.heads.contract import MapHead, Reads
+from manyeyes.heads.contract import MapHead
 from manyeyes.heads.positions import sample_positions
 
 MARGIN, SLOPE = 0.5, 0.2
@@ -31,7 +31,7 @@ MARGIN, SLOPE = 0.5, 0.2
 class DiscriminatorConfig(Config):
     """``noise`` is the range of the noise's standard deviation, in root-mean-squares of the features."""
 
-    reads: ClassVar[Reads] = "map"
+    reads: ClassVar[Literal["map"]] = "map"
     kind: Literal["discriminator"] = "discriminator"
     hidden: int = Field(512, ge=1, description="width of the hidden layer")
     steps: int = Field(3000, ge=1, description="optimiser steps; the schedule is fixed")

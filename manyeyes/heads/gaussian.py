@@ -19,14 +19,14 @@ from torch import Tensor
 
 from manyeyes.config import Config
 from manyeyes.errors import DataError, ShapeError
-from manyeyes.heads.contract import Reads, VectorHead
+from manyeyes.heads.contract import VectorHead
 
 Shrinkage = Literal["ledoit-wolf", "oas"] | Annotated[float, Field(ge=0, le=1)]
 RESOLUTION = float(np.finfo(np.float32).eps)
 
 
 class GaussianConfig(Config):
-    reads: ClassVar[Reads] = "vector"
+    reads: ClassVar[Literal["vector"]] = "vector"
     kind: Literal["gaussian"] = "gaussian"
     shrinkage: Shrinkage = Field(
         "ledoit-wolf", description="How far the covariance moves to a multiple of the identity: a rule, or 0 to 1."

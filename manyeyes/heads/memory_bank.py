@@ -19,13 +19,13 @@ from torch import Tensor
 
 from manyeyes.config import Config
 from manyeyes.errors import ConfigError, ShapeError
-from manyeyes.heads.contract import MapHead, Reads
+from manyeyes.heads.contract import MapHead
 from manyeyes.heads.coreset import coreset_coordinates, greedy_coreset
 from manyeyes.heads.positions import draw_positions
 
 
 class MemoryBankConfig(Config):
-    reads: ClassVar[Reads] = "map"
+    reads: ClassVar[Literal["map"]] = "map"
     kind: Literal["memory_bank"] = "memory_bank"
     ratio: float = Field(0.01, gt=0, le=1, description="Entries kept, as a fraction of all positions of all images.")
     max_entries: int = Field(16_384, ge=1, description="Entries kept at most; prediction time grows with them.")

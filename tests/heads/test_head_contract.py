@@ -1,7 +1,7 @@
 """Every kind of head against every check of the contract: a new kind is tested by existing."""
 
-from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar, Literal, get_args
+from collections.abc import Iterator
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -18,56 +18,16 @@ from manyeyes.heads import (
     MapHead,
     MemoryBankConfig,
     PyramidHead,
-    Reads,
+    UFlowHeadConfig,
     VectorHead,
 )
-from manyeyes.maps import MapSpec, check_maps
+from manyeyes.heads.flow_training import Schedule
+from manyeyes.maps import MapSpec
 
 CHANNELS = 6
 GRID = (8, 4)
 SPECS = (MapSpec("fine", CHANNELS, 4, GRID), MapSpec("coarse", CHANNELS - 2, 8, (4, 2)))
 CLASSES = {"map": MapHead, "vector": VectorHead, "pyramid": PyramidHead}
-
-
-class FarthestConfig(Config):
-    """The smallest head on a pyramid: distance from the mean feature of each scale, relative to the mean distance."""
-
-    reads: ClassVar[Reads] = "pyramid"
-    kind: Literal["farthest"] = "farthest"
-
-    def build(self, specs: tuple[MapSpec, ...]) -> "Farthest":
-        return Farthest(specs)
-
-
-class Farthest(PyramidHead):
-    def __init__(self, specs: tuple[MapSpec, ...]) -> None:
-        super().__init__()
-        self.specs = specs
-        self.declare("fine_", "coarse_")
-
-    def fit(self, pyramids: Iterable[tuple[Tensor, ...]], seed: int, *_: Any) -> "Farthest":
-        batches = list(pyramids)
-        if not batches:
-            raise DataError("farthest: expected at least one image")
-        for batch in batches:
-            check_maps(batch, self.specs)
-        fine, coarse = (torch.cat(scale) for scale in zip(*batches, strict=True))
-        for image, value in enumerate(fine):
-            if not value.isfinite().all():
-                raise DataError(f"farthest: training image {image} is not finite")
-        self.fine_, self.coarse_ = (scale.mean(dim=(0, 2, 3)).detach().clone() for scale in (fine, coarse))
-        return self
-
-    @torch.no_grad()
-    def judge(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        self.require_fit()
-        check_maps(maps, self.specs)
-        fine, coarse = (
-            (value - mean[:, None, None]).norm(dim=1)
-            for value, mean in zip(maps, (self.fine_, self.coarse_), strict=True)
-        )
-        anomaly_map = fine + F.interpolate(coarse[:, None], size=fine.shape[1:])[:, 0]
-        return anomaly_map, anomaly_map.amax(dim=(1, 2))
 
 
 EXAMPLES: list[Config] = [
@@ -79,7 +39,8 @@ EXAMPLES: list[Config] = [
     GaussianConfig(),
     GaussianConfig(shrinkage="oas", standardise=True),
     GaussianConfig(shrinkage=0.2),
-    FarthestConfig(),
+    UFlowHeadConfig(steps=2, training=Schedule(steps=8)),
+    UFlowHeadConfig(steps=1, width=1, training=Schedule(steps=4, memory=2e-6)),
 ]
 examples = pytest.mark.parametrize("config", EXAMPLES, ids=lambda config: f"{config.kind}-{config.fingerprint()[:4]}")
 
@@ -131,12 +92,12 @@ def score(config: Config, head: Any, values: Tensor) -> Tensor:
 
 def test_examples_cover_every_kind():
     kinds = {kind.model_fields["kind"].default for kind in get_args(get_args(HeadConfig)[0])}
-    assert kinds | {"farthest"} == {config.kind for config in EXAMPLES}
+    assert kinds == {config.kind for config in EXAMPLES}
 
 
 @examples
 def test_config_survives_a_round_trip_and_chooses_its_class_by_kind(config):
-    assert TypeAdapter(HeadConfig | FarthestConfig).validate_python(config.model_dump(mode="json")) == config
+    assert TypeAdapter(HeadConfig).validate_python(config.model_dump(mode="json")) == config
 
 
 @examples
