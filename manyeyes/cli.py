@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Optional
 
 import typer
 
 from manyeyes import __version__
 from manyeyes.errors import ManyeyesError
+
+if TYPE_CHECKING:
+    from manyeyes.experiments.study import Study
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,6 +34,7 @@ LayoutName = Literal["auto", "folder", "mvtec-ad", "mvtec-loco", "visa", "mpdd",
 Layout = Annotated[LayoutName, typer.Option(help="how the image set lies on disk")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="list unreadable pictures and leave them out")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bars")]
+Datas = Annotated[list[Path] | None, typer.Option("--data", help="folder of pictures; may be given more than once")]
 Set = Annotated[Optional[list[str]], typer.Option("--set", help="override a field: fusion.components=128")]  # noqa: UP045
 
 
@@ -57,8 +61,7 @@ def demo(out: Out = Path("demo"), seed: int = 0, quiet: Quiet = False) -> None:
 
     with shown(quiet) as progress:
         study = run_demo(out, seed=seed, progress=progress)
-    _print_table(study.table())
-    typer.echo(f"report: {study.report}")
+    _print_study(study)
 
 
 @app.command(epilog="Example: `manyeyes train bundled --data parts/connector --out runs/connector --set seed=1`")
@@ -179,12 +182,18 @@ def predict(
 
 @app.command(epilog="Example: `manyeyes compare bundled-score bundled-global --data parts/connector --out study`")
 def compare(
-    configs: Annotated[list[str], typer.Argument(help="presets or YAML files")],
-    data: Annotated[list[Path], typer.Option("--data", help="folder of pictures; may be given more than once")],
+    configs: Annotated[list[str], typer.Argument(help="presets or YAML files; without --data, one that is a study")],
     out: Out,
+    data: Datas = None,
     set_: Set = None,
-    seeds: Annotated[str, typer.Option(help="comma-separated")] = "0",
-    folds: Annotated[int, typer.Option(min=0, help="cross-validate each training with this many folds")] = 0,
+    seeds: Annotated[str | None, typer.Option(help="comma-separated; by default 0")] = None,
+    folds: Annotated[int | None, typer.Option(min=0, help="cross-validate each training with this many folds")] = None,
+    baseline: Annotated[str | None, typer.Option(help="ensemble to compare with; by default the first")] = None,
+    leave_one_out: Annotated[
+        bool, typer.Option("--leave-one-out", help="fit each ensemble also without each of its members")
+    ] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="processes at the same time, which share the cores")] = 1,
+    ray: Annotated[str | None, typer.Option(help="run on a Ray cluster: its address, or local")] = None,
     layout: Layout = "auto",
     device: Device = "auto",
     precision: Precision = "auto",
@@ -193,35 +202,32 @@ def compare(
     quiet: Quiet = False,
 ) -> None:
     """Compare ensembles on sets: a table and a report page. Features are extracted once, finished cells are kept."""
-    from manyeyes.data import layout_of, read_image_set
-    from manyeyes.ensemble import load_config
-    from manyeyes.errors import ConfigError
     from manyeyes.experiments.compare import run_study
+    from manyeyes.experiments.declaration import named_study, seeds_of
+    from manyeyes.experiments.engines import engine_of
     from manyeyes.progress import shown
 
-    try:
-        numbers = [int(seed) for seed in seeds.split(",")]
-    except ValueError:
-        raise ConfigError(f"--seeds {seeds!r}: expected whole numbers with commas between, such as 0,1,2") from None
-    declared = [load_config(config, set_ or ()) for config in configs]
-    sets = [read_image_set(folder, layout_of(layout)) for folder in data]
-    for image_set in sets:
+    numbers = None if seeds is None else seeds_of(seeds)
+    declared = named_study(configs, data, set_ or (), layout).but(numbers, folds, baseline, leave_one_out)
+    for image_set in declared.sets:
         _tell(image_set.notes)
     with shown(quiet) as progress:
         study = run_study(
-            declared,
-            sets,
+            declared.ensembles,
+            declared.sets,
             out,
-            seeds=numbers,
-            folds=folds,
+            seeds=declared.seeds,
+            folds=declared.folds,
             device=device,
             precision=precision,
             batch_size=batch_size,
             skip_bad=skip_bad,
+            repetitions=declared.repetitions,
+            baseline=declared.baseline,
+            engine=engine_of(jobs, ray, device.startswith("cuda")),
             progress=progress,
         )
-    _print_table(study.table())
-    typer.echo(f"report: {study.report}")
+    _print_study(study)
 
 
 @app.command(epilog="Example: `manyeyes distill --images photographs --trunk resnet18 --out pdn_small.safetensors`")
@@ -301,6 +307,12 @@ def presets(name: Annotated[Optional[str], typer.Argument(help="print this one a
 def _tell(notes: tuple[str, ...] | list[str]) -> None:
     for note in notes:
         typer.echo(f"note: {note}", err=True)
+
+
+def _print_study(study: Study) -> None:
+    for rows in study.tables():
+        _print_table(rows)
+    typer.echo(f"report: {study.report}")
 
 
 def _print_table(rows: list[dict[str, str]]) -> None:

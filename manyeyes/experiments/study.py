@@ -73,6 +73,10 @@ class Study:
     def of(self, ensemble: str, data: str) -> list[Cell]:
         return [cell for cell in self.cells if (cell.ensemble, cell.data) == (ensemble, data)]
 
+    def tables(self) -> list[list[dict[str, str]]]:
+        """What the terminal shows."""
+        return [self.table()]
+
     def table(self) -> list[dict[str, str]]:
         """One row per ensemble: image AUROC in % per set, mean over sets, pixel figures and cost, means over seeds."""
         rows = []
