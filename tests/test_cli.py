@@ -102,8 +102,8 @@ def test_demo_and_synthesize_hand_over(manyeyes: Call, tmp_path: Path, monkeypat
     class Done:
         report = Path("there/report.html")
 
-        def table(self) -> list[dict[str, str]]:
-            return [{"ensemble": "bundled", "image AUROC": "98.7"}]
+        def tables(self) -> list[list[dict[str, str]]]:
+            return [[{"ensemble": "bundled", "image AUROC": "98.7"}]]
 
     def run_demo(out: Path, *, seed: int, progress: Any) -> Done:
         seen.append((out, seed))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,35 +72,11 @@ class Study:
         return [cell for cell in self.cells if (cell.ensemble, cell.data) == (ensemble, data)]
 
     def tables(self) -> list[list[dict[str, str]]]:
-        """What the terminal shows."""
-        return [self.table()]
+        """What the terminal shows: accuracy, and differences and costs; rows whose keys are the columns."""
+        from manyeyes.experiments.report.results import Results
 
-    def table(self) -> list[dict[str, str]]:
-        """One row per ensemble: image AUROC in % per set, mean over sets, pixel figures and cost, means over seeds."""
-        rows = []
-        for ensemble in self.ensembles:
-            row, aurocs = {"ensemble": ensemble}, []
-            for data in self.sets:
-                values = [cell.figures["image"]["auroc"] for cell in self.of(ensemble, data)]
-                known = [100 * value for value in values if value is not None]
-                if known:
-                    aurocs.append(statistics.fmean(known))
-                spread = f" ±{statistics.stdev(known):.1f}" if len(known) > 1 else ""
-                row[f"{data}: image AUROC"] = f"{statistics.fmean(known):.1f}{spread}" if known else "-"
-            mine = [cell.figures for cell in self.cells if cell.ensemble == ensemble]
-            if len(self.sets) > 1:
-                row["mean"] = f"{statistics.fmean(aurocs):.1f}" if aurocs else "-"
-            row["pixel AUROC"] = _mean([figures["pixel"]["auroc"] for figures in mine])
-            row["AU-PRO"] = _mean([figures["pixel"]["au_pro"] for figures in mine])
-            row["fit s"] = f"{statistics.fmean(f['cost']['fit_seconds'] for f in mine):.1f}"
-            row["ms/image"] = f"{statistics.fmean(f['cost']['ms_per_image'] for f in mine):.1f}"
-            rows.append(row)
-        return rows
-
-
-def _mean(values: Sequence[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    return f"{100 * statistics.fmean(known):.1f}" if known else "-"
+        results = Results(self)
+        return [results.accuracy(), results.comparison()]
 
 
 def write_cell(cell: Cell, result: Evaluation) -> None:

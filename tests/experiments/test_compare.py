@@ -142,13 +142,15 @@ def test_the_table_has_a_row_per_ensemble_and_the_mean_over_sets(
 ) -> None:
     other = read_image_set(draw_parts(tmp_path / "other", train=6, good=2, defective=2, seed=5))
     found = study(tmp_path / "study", parts, other, seeds=(0, 1))
-    rows = found.table()
+    rows, costs = found.tables()
     assert [row["ensemble"] for row in rows] == ["scores", "global"]
     values = [cell.figures["image"]["auroc"] for cell in found.of("scores", "other")]
-    assert rows[0]["other: image AUROC"] == f"{100 * np.mean(values):.1f} ±{100 * np.std(values, ddof=1):.1f}"
-    assert float(rows[0]["mean"]) == pytest.approx(
+    assert float(rows[0]["other: image AUROC"].split()[0]) == pytest.approx(100 * np.mean(values), abs=0.1)
+    assert float(rows[0]["mean"].split()[0]) == pytest.approx(
         np.mean([100 * cell.figures["image"]["auroc"] for cell in found.cells if cell.ensemble == "scores"]), abs=0.1
     )
+    assert [row["against scores"] for row in costs][0] == "baseline"
+    assert all(float(row["artefact MB"]) > 0 and float(row["peak MB"]) > 0 for row in costs)
     assert found.sets == ["striped", "other"]
 
 

@@ -54,13 +54,16 @@ def interval(good: Array, defective: Array, level: float = LEVEL) -> Interval | 
     return interval_of(placements(good, defective), level)
 
 
-def interval_of(parts: Placements, level: float = LEVEL) -> Interval | None:
-    """As `interval`. The mean of several seeds' placements gives the interval of their mean AUROC on these images."""
+def interval_of(parts: Placements, level: float = LEVEL, extra: float = 0.0) -> Interval | None:
+    """As `interval`. The mean of several seeds' placements gives the interval of their mean AUROC on these images.
+
+    ``extra`` is variance from elsewhere, such as that of the mean over seeds, which adds to that of the images.
+    """
     value, tail = parts.auroc, (1 - level) / 2
     if value in (0.0, 1.0):
         bound = tail ** (1 / min(len(parts.good), len(parts.defective)))
         return (bound, 1.0) if value == 1 else (0.0, 1 - bound)
-    variance = covariance(parts, parts)
+    variance = covariance(parts, parts) + extra
     if not variance > 0:
         return None
     half = norm.ppf(1 - tail) * math.sqrt(variance) / (value * (1 - value))
@@ -86,10 +89,10 @@ def paired_test(
     return difference_of(placements(good_a, defective_a), placements(good_b, defective_b), level)
 
 
-def difference_of(a: Placements, b: Placements, level: float = LEVEL) -> Difference:
-    """As `paired_test`, from placements on the same images."""
+def difference_of(a: Placements, b: Placements, level: float = LEVEL, extra: float = 0.0) -> Difference:
+    """As `paired_test`, from placements on the same images; ``extra`` as in `interval_of`."""
     value = a.auroc - b.auroc
-    variance = covariance(a, a) + covariance(b, b) - 2 * covariance(a, b)
+    variance = covariance(a, a) + covariance(b, b) - 2 * covariance(a, b) + extra
     if not variance > 1e-15:
         same = np.array_equal(a.good, b.good) and np.array_equal(a.defective, b.defective)
         return Difference(value, (0.0, 0.0) if same else None, 1.0 if same else None)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from manyeyes.experiments.report.page import render
+from manyeyes.experiments.report.results import Results
 from manyeyes.experiments.study import Study
 from manyeyes.files import write_text
 
@@ -10,6 +11,11 @@ __all__ = ["write_report"]
 
 
 def write_report(study: Study) -> Path:
-    """Write ``study.report`` from its finished cells and return its path. Raises: RunError if it cannot be written."""
-    write_text(study.report, render(study))
+    """Write ``study.report`` and the tables beside it from its finished cells, and return the report's path.
+
+    Raises: RunError if a file cannot be written.
+    """
+    results = Results(study)
+    results.write()
+    write_text(study.report, render(results))
     return study.report

@@ -1,7 +1,7 @@
 """One set of pictures and the ensembles that were measured on it: means over seeds, intervals, paired differences.
 
-Over several seeds the figures are means, and DeLong's placements are averaged before the test: the interval then speaks
-of the mean AUROC on these pictures. All ensembles are compared on the pictures that all of them have judged.
+Over several seeds the figures are means, and DeLong's placements are averaged before the test; to the variance from
+the pictures comes that of a mean over so many seeds. All ensembles are compared on the pictures that all have judged.
 """
 
 from __future__ import annotations
@@ -147,24 +147,63 @@ class Contest:
         return delong.placements(good, defective) if len(good) and len(defective) else None
 
     def interval(self, ensemble: str) -> Interval | None:
-        """95 % interval of the mean image AUROC."""
+        """95 % interval of the mean image AUROC; pictures and seeds are samples of all that might have been."""
         parts = self.placements.get(ensemble)
-        return None if parts is None else delong.interval_of(parts)
+        if parts is None:
+            return None
+        return delong.interval_of(parts, extra=variance_of_mean(self.values(ensemble, "image", "auroc")))
+
+    def difference(self, ensemble: str, other: str) -> Difference | None:
+        """AUROC less that of another, paired by picture and by seed; None where there are no placements."""
+        if not self.placements:
+            return None
+        of_seeds = variance_of_mean(self.gaps(ensemble, other))
+        return delong.difference_of(self.placements[ensemble], self.placements[other], extra=of_seeds)
+
+    def variance(self, ensemble: str, other: str | None = None) -> float | None:
+        """Of the mean image AUROC or, with ``other``, of its difference; None or NaN where it cannot be estimated."""
+        if not self.placements:
+            return None
+        mine = self.placements[ensemble]
+        if other is None:
+            return delong.covariance(mine, mine) + variance_of_mean(self.values(ensemble, "image", "auroc"))
+        yours = self.placements[other]
+        of_pictures = (
+            delong.covariance(mine, mine) + delong.covariance(yours, yours) - 2 * delong.covariance(mine, yours)
+        )
+        return of_pictures + variance_of_mean(self.gaps(ensemble, other))
+
+    def gaps(self, ensemble: str, other: str) -> list[float]:
+        """Differences of AUROC, one per seed and fold."""
+        mine, yours = (
+            {(r.cell.seed, r.cell.fold): r.figure("image", "auroc") for r in self.results[name]}
+            for name in (ensemble, other)
+        )
+        paired = [(value, yours.get(key)) for key, value in mine.items()]
+        return [a - b for a, b in paired if a is not None and b is not None]
+
+    def against(self, other: str) -> dict[str, Difference]:
+        """Every ensemble's AUROC less that of one of them, with p corrected by Holm for the number of tests."""
+        found = {
+            name: d for name in self.ensembles if name != other and (d := self.difference(name, other)) is not None
+        }
+        corrected = holm({name: found[name].p for name in found})
+        return {name: Difference(d.value, d.interval, corrected[name]) for name, d in found.items()}
 
     @cached_property
     def behind(self) -> dict[str, Difference]:
-        """Each other ensemble's AUROC minus the best one's, with p corrected by Holm for the number of tests."""
-        if not self.placements:
-            return {}
-        top = self.placements[self.best]
-        found = {name: delong.difference_of(self.placements[name], top) for name in self.ensembles if name != self.best}
-        corrected = holm({name: found[name].p for name in found})
-        return {name: Difference(d.value, d.interval, corrected[name]) for name, d in found.items()}
+        """Every other ensemble against the best one."""
+        return self.against(self.best)
 
     @property
     def beaten(self) -> list[str]:
         """Ensembles that are significantly behind the best."""
         return [name for name, d in self.behind.items() if d.p is not None and d.p < SIGNIFICANT]
+
+
+def variance_of_mean(values: Sequence[float]) -> float:
+    """Squared standard error of the mean of one value per seed; 0 with a single seed, which says nothing of others."""
+    return statistics.variance(values) / len(values) if len(values) > 1 else 0.0
 
 
 def holm(p: Mapping[str, float | None]) -> dict[str, float | None]:

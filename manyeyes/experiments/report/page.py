@@ -15,9 +15,9 @@ from manyeyes import __version__
 from manyeyes.experiments.report import contribution, curves, tables
 from manyeyes.experiments.report.contest import Contest, overall
 from manyeyes.experiments.report.gallery import Gallery, Painter, disagreements, galleries
+from manyeyes.experiments.report.results import Results
 from manyeyes.experiments.report.verdict import verdict
 from manyeyes.experiments.report.words import breakable
-from manyeyes.experiments.study import Study
 
 HERE = "manyeyes.experiments.report"
 COLOURS = 8
@@ -77,9 +77,9 @@ class Section:
         return list(found.items())
 
 
-def render(study: Study) -> str:
+def render(results: Results) -> str:
     """The page as HTML. Pure but for reading the study's files and pictures."""
-    contests = [Contest.read(study, data) for data in study.sets]
+    contests = results.contests
     colours = {name: place % COLOURS for place, (name, _) in enumerate(overall(contests))}
     each = max(1, DRAWN // len(contests))
     sections = []

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from manyeyes.experiments.report.contest import Contest, overall
-from manyeyes.experiments.report.words import DASH, percent, signed, span
+from manyeyes.experiments.report.words import DASH, percent, points, significance, span
 
 SPRO_LIMIT = "0.05"
 """The false-positive rate up to which LOCO's AU-sPRO is headlined."""
@@ -90,12 +89,10 @@ def _difference(contest: Contest, name: str) -> Shown:
     found = contest.behind.get(name)
     if found is None:
         return Shown(DASH, title="differences need good and defective pictures")
-    text = re.sub(r"[+-]0\.0$", "0.0", f"{100 * found.value:+.1f}")
-    if found.p is None:
-        return Shown(signed(text), "no test", "the pictures allow no test of this difference", found.value)
-    p = "p < 0.001" if found.p < 0.001 else f"p = {found.p:.2g}" if found.p < 0.1 else f"p = {found.p:.2f}"
     title = f"95 % interval of the difference {span(found.interval, sign=True)}; paired DeLong test, corrected by Holm"
-    return Shown(signed(text), p, title, found.value)
+    if found.p is None:
+        title = "the pictures allow no test of this difference"
+    return Shown(points(found.value), significance(found.p), title, found.value)
 
 
 def _false_alarms(contest: Contest, name: str) -> Shown:

@@ -25,6 +25,18 @@ def span(interval: Interval | None, sign: bool = False) -> str:
     return signed(f"{low} to {high}")
 
 
+def points(difference: float) -> str:
+    """A difference of shares in points, with its sign."""
+    return signed(re.sub(r"[+-]0\.0$", "0.0", f"{100 * difference:+.1f}"))
+
+
+def significance(p: float | None) -> str:
+    """A p-value as short as it says anything."""
+    if p is None:
+        return "no test"
+    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}" if p < 0.1 else f"p = {p:.2f}"
+
+
 def number(value: float) -> str:
     """Three significant digits, all digits before the point, and an exponent only where nothing else can be read."""
     if value == 0 or 0.001 <= abs(value) < 1e6:

@@ -1,0 +1,171 @@
+"""The study's tables as files: ``results.md`` for people, ``results.json`` for programs, two CSV for spreadsheets."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from manyeyes.experiments.report.contest import Contest
+from manyeyes.experiments.report.standings import COSTS, FEWEST_SETS, Standing, standings
+from manyeyes.experiments.report.words import DASH, number, percent, points, significance, span
+from manyeyes.experiments.study import Study
+from manyeyes.files import write_json, write_text
+
+Row = dict[str, str]
+NOTE = (
+    "Image AUROC in %, mean over seeds, with its 95 % interval (pictures and seeds). Differences are in points, paired "
+    "by picture and seed, p corrected by Holm for the number of ensembles. The rank is the mean over sets, 1 is best. "
+    "◆: no other ensemble is at least as good and as quick, and better in one of both."
+)
+
+
+@dataclass(frozen=True)
+class Results:
+    """All contests of a study, read once, and where each ensemble stands."""
+
+    study: Study
+
+    @cached_property
+    def contests(self) -> list[Contest]:
+        return [Contest.read(self.study, data) for data in self.study.sets]
+
+    @property
+    def baseline(self) -> str:
+        return self.study.baseline or self.study.ensembles[0]
+
+    @cached_property
+    def standings(self) -> list[Standing]:
+        return standings(self.contests, self.baseline)
+
+    def accuracy(self) -> list[Row]:
+        """A row per ensemble: image AUROC on every set."""
+        rows = []
+        for standing in self.standings:
+            name = standing.ensemble
+            row = {"ensemble": name}
+            for contest in self.contests:
+                row[f"{contest.data}: image AUROC"] = _with_span(contest, name) if name in contest.results else DASH
+            if len(self.contests) > 1:
+                row["mean"] = _text(standing.auroc, standing.interval)
+                row["rank"] = DASH if standing.rank is None else f"{standing.rank:.1f}"
+            row["pixel AUROC"] = _mean(self.contests, name, "pixel", "auroc")
+            row["AU-PRO"] = _mean(self.contests, name, "pixel", "au_pro")
+            rows.append(row)
+        return rows
+
+    def comparison(self) -> list[Row]:
+        """A row per ensemble: its difference to the baseline, and what it costs."""
+        rows = []
+        for standing in self.standings:
+            difference, costs = standing.difference, standing.costs
+            row = {
+                "ensemble": standing.ensemble,
+                f"against {self.baseline}": "baseline" if standing.ensemble == self.baseline else DASH,
+                "p": "",
+            }
+            if difference is not None:
+                interval = f" ({span(difference.interval, sign=True)})" if difference.interval else ""
+                row[f"against {self.baseline}"] = points(difference.value) + interval
+                row["p"] = significance(difference.p)
+            if len(self.contests) >= FEWEST_SETS:
+                row["p over sets"] = "" if standing.p_over_sets is None else significance(standing.p_over_sets)
+            row |= {
+                "ms/image": _number(costs["ms_per_image"]),
+                "fit s": _number(costs["fit_seconds"]),
+                "peak MB": _number(costs["peak_memory_mb"]),
+                "artefact MB": _number(costs["artefact_mb"]),
+                "front": "◆" if standing.on_front else "",
+            }
+            rows.append(row)
+        return rows
+
+    def plain(self) -> dict[str, Any]:
+        """Everything as plain values; AUROCs are shares, p-values are corrected."""
+        against = {contest.data: contest.against(self.baseline) for contest in self.contests if self._has(contest)}
+        cells = []
+        for contest in self.contests:
+            for name in contest.ensembles:
+                found = against.get(contest.data, {}).get(name)
+                cells.append(
+                    {
+                        "ensemble": name,
+                        "set": contest.data,
+                        "runs": len(contest.results[name]),
+                        "image_auroc": contest.mean(name, "image", "auroc"),
+                        **_interval("image_auroc", contest.interval(name)),
+                        "difference": found and found.value,
+                        **_interval("difference", found.interval if found else None),
+                        "p": found and found.p,
+                        "pixel_auroc": contest.mean(name, "pixel", "auroc"),
+                        "au_pro": contest.mean(name, "pixel", "au_pro"),
+                        **{cost: contest.mean(name, "cost", cost) for cost in COSTS},
+                    }
+                )
+        ensembles = [
+            {
+                "ensemble": s.ensemble,
+                "image_auroc": s.auroc,
+                **_interval("image_auroc", s.interval),
+                "rank": s.rank,
+                "difference": s.difference and s.difference.value,
+                **_interval("difference", s.difference.interval if s.difference else None),
+                "p": s.difference and s.difference.p,
+                "p_over_sets": s.p_over_sets,
+                **s.costs,
+                "on_front": s.on_front,
+            }
+            for s in self.standings
+        ]
+        return {"baseline": self.baseline, "cells": cells, "ensembles": ensembles}
+
+    def _has(self, contest: Contest) -> bool:
+        return self.baseline in contest.results
+
+    def write(self) -> None:
+        """Raises: RunError if a file cannot be written."""
+        plain, folder = self.plain(), self.study.folder
+        write_json(folder / "results.json", plain)
+        write_text(folder / "cells.csv", _csv(plain["cells"]))
+        write_text(folder / "ensembles.csv", _csv(plain["ensembles"]))
+        tables = "\n\n".join(_markdown(rows) for rows in (self.accuracy(), self.comparison()))
+        write_text(folder / "results.md", f"# Results\n\n{tables}\n\n{NOTE}\n")
+
+
+def _interval(name: str, interval: tuple[float, float] | None) -> dict[str, float | None]:
+    low, high = interval or (None, None)
+    return {f"{name}_low": low, f"{name}_high": high}
+
+
+def _with_span(contest: Contest, name: str) -> str:
+    return _text(contest.mean(name, "image", "auroc"), contest.interval(name))
+
+
+def _text(value: float | None, interval: tuple[float, float] | None) -> str:
+    return percent(value) + (f" ({span(interval)})" if interval else "")
+
+
+def _mean(contests: Sequence[Contest], name: str, *path: str) -> str:
+    known = [value for c in contests if name in c.results and (value := c.mean(name, *path)) is not None]
+    return percent(sum(known) / len(known)) if known else DASH
+
+
+def _number(value: float | None) -> str:
+    return DASH if value is None else number(value)
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    file = io.StringIO()
+    writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
+
+
+def _markdown(rows: Sequence[Row]) -> str:
+    head = list(rows[0])
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *(list(row.values()) for row in rows)]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
