@@ -1,5 +1,6 @@
 """Fusion: members' maps to one map, and heads' scores to one score. The unions of configs are the registries."""
 
+from manyeyes.fusion.auto import AutoConfig, EnsembleFusionConfig
 from manyeyes.fusion.combine import (
     CombinerConfig,
     FisherConfig,
@@ -9,6 +10,7 @@ from manyeyes.fusion.combine import (
     SumConfig,
     VoteConfig,
     WeightedConfig,
+    require_known,
 )
 from manyeyes.fusion.concatenate import ConcatenateConfig
 from manyeyes.fusion.contract import Combiner, Fusion, MapBatches, Projection, ScoreNormaliser
@@ -27,9 +29,11 @@ from manyeyes.fusion.score_level import FusionConfig, ScoreLevelConfig
 from manyeyes.fusion.stacking import StackingForestConfig, StackingLogisticConfig
 
 __all__ = [
+    "AutoConfig",
     "Combiner",
     "CombinerConfig",
     "ConcatenateConfig",
+    "EnsembleFusionConfig",
     "FisherConfig",
     "Folded",
     "Fusion",
@@ -54,4 +58,5 @@ __all__ = [
     "VoteConfig",
     "WeightedConfig",
     "ZScoreConfig",
+    "require_known",
 ]

@@ -59,13 +59,19 @@ class Weighted(Combiner):
 
 
 class PositiveSquare(Combiner):
-    """Sum of max(z, 0)^2, and of a thousandth of z where it is negative, so that nothing ties at zero.
+    """Weighted sum of max(z, 0)^2, and of a thousandth of z where it is negative, so that nothing ties at zero.
 
     For scores with mean 0 and standard deviation 1 on normals, such as those of the ``zscore`` normaliser.
     """
 
+    weights: Tensor
+
+    def __init__(self, names: Sequence[str], weights: Sequence[float]) -> None:
+        super().__init__(names)
+        self.register_buffer("weights", torch.tensor(tuple(weights)), persistent=False)
+
     def _combine(self, scores: Tensor) -> Tensor:
-        return (scores.clamp_min(0) ** 2 + BELOW * scores.clamp_max(0)).sum(dim=1)
+        return ((scores.clamp_min(0) ** 2 + BELOW * scores.clamp_max(0)) * self.weights).sum(dim=1)
 
 
 class Vote(Combiner):
@@ -135,33 +141,40 @@ class MaxConfig(Config):
         return Max(names)
 
 
+Weights = dict[str, Annotated[float, Field(ge=0)]]
+
+
+def require_known(weights: Weights, names: Sequence[str]) -> None:
+    """For whoever knows all heads. Raises: ConfigError if a weight names none of them."""
+    unknown = sorted(set(weights) - set(names))
+    if unknown:
+        raise ConfigError(f"combiner.weights: unknown heads {unknown}; allowed: {list(names)}")
+
+
+def weights_of(weights: Weights, names: Sequence[str]) -> list[float]:
+    """``names`` may be some of the heads only; where none of them weighs anything, all weigh the same."""
+    found = [weights.get(name, 1.0) for name in names]
+    return found if any(found) else [1.0] * len(found)
+
+
 class WeightedConfig(Config):
     """See `Weighted`."""
 
     kind: Literal["weighted"] = "weighted"
-    weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
-        description="weight of each head by its name; heads that are not named weigh 1"
-    )
-
-    def require_known(self, names: Sequence[str]) -> None:
-        """For whoever knows all heads. Raises: ConfigError if a weight names none of them."""
-        unknown = sorted(set(self.weights) - set(names))
-        if unknown:
-            raise ConfigError(f"combiner.weights: unknown heads {unknown}; allowed: {list(names)}")
+    weights: Weights = Field(description="weight of each head by its name; heads that are not named weigh 1")
 
     def build(self, names: Sequence[str]) -> Weighted:
-        """``names`` may be some of the heads only; where none of them weighs anything, all weigh the same."""
-        weights = [self.weights.get(name, 1.0) for name in names]
-        return Weighted(names, weights if any(weights) else [1.0] * len(weights))
+        return Weighted(names, weights_of(self.weights, names))
 
 
 class PositiveSquareConfig(Config):
     """See `PositiveSquare`."""
 
     kind: Literal["positive_square"] = "positive_square"
+    weights: Weights = Field({}, description="weight of each head by its name; heads that are not named weigh 1")
 
     def build(self, names: Sequence[str]) -> PositiveSquare:
-        return PositiveSquare(names)
+        return PositiveSquare(names, weights_of(self.weights, names))
 
 
 class VoteConfig(Config):

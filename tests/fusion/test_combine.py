@@ -24,6 +24,7 @@ from manyeyes.fusion import (
     SumConfig,
     VoteConfig,
     WeightedConfig,
+    require_known,
 )
 
 NAMES = ("a", "b", "c")
@@ -70,6 +71,7 @@ def test_never_decreases_when_one_head_rises(config: Any, row: list[float], head
         (MaxConfig(), 3.0),
         (WeightedConfig(weights={"a": 2.0, "b": 0.0}), 5.5),
         (PositiveSquareConfig(), 9.0 - 0.0015),
+        (PositiveSquareConfig(weights={"a": 2.0, "b": 0.0}), 18.0 - 0.0005),
     ],
 )
 def test_value(config: Any, expected: float) -> None:
@@ -82,16 +84,17 @@ def test_positive_square_ranks_images_that_nothing_finds_unusual() -> None:
     assert (quiet.diff() > 0).all()
 
 
-def test_weights_name_heads() -> None:
-    config = WeightedConfig(weights={"a": 2.0, "d": 0.0})
+@pytest.mark.parametrize("kind", [WeightedConfig, PositiveSquareConfig])
+def test_weights_name_heads(kind: type[WeightedConfig | PositiveSquareConfig]) -> None:
+    config = kind(weights={"a": 2.0, "d": 0.0})
     with pytest.raises(ConfigError, match=r"unknown heads \['d'\]; allowed: \['a', 'b', 'c'\]"):
-        config.require_known(NAMES)
-    config.require_known([*NAMES, "d"])
+        require_known(config.weights, NAMES)
+    require_known(config.weights, [*NAMES, "d"])
     ones = torch.ones(1, 2)
     assert config.build(("a", "d")).combine(ones).tolist() == [2.0]
     assert config.build(("d",)).combine(ones[:, :1]).tolist() == [1.0]
     with pytest.raises(ConfigError, match=r"weights\.a"):
-        WeightedConfig.parse({"weights": {"a": -1.0}})
+        kind.parse({"weights": {"a": -1.0}})
 
 
 def test_vote_counts_heads_beyond_their_own_quantile() -> None:
