@@ -25,7 +25,7 @@ from manyeyes.data.loading import ImageBatches
 from manyeyes.data.sample import Sample
 from manyeyes.files import write_text
 from manyeyes.heads.coreset import coreset_coordinates, covering_radius, greedy_coreset
-from manyeyes.heads.memory_bank import exact_distances, nearest_entries
+from manyeyes.heads.nearest import exact_distances, nearest_entries
 from manyeyes.maps import to_grid
 
 CHUNK = 2048

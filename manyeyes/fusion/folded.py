@@ -58,29 +58,33 @@ class Group(nn.Module):
         device = part.weight.device
         self.register_buffer("weight", torch.cat([part.weight for part in parts], dim=-1), persistent=False)
         self.register_buffer("along_rows", along[0].float().to(device), persistent=False)
-        self.register_buffer("along_columns", along[1].T.float().to(device), persistent=False)
+        self.register_buffer("along_columns", along[1].float().to(device), persistent=False)
 
     def forward(self, maps: tuple[Tensor, ...], bias: Tensor) -> Tensor:
-        """Shapes: k x (b, c_i, h_i, w_i), (d,) -> (b, d, *grid)."""
-        mine = [maps[index].float() for index in self.indices]
+        """Shapes: k x (b, c_i, h_i, w_i), (d,) -> (b, *grid, d)."""
+        # Channels last, as convolutional trunks give them and as heads read them: no position is ever transposed.
+        mine = [rearrange(maps[index].float(), "b c h w -> b h w c") for index in self.indices]
         if self.diagonal:
-            return torch.addcmul(
-                rearrange(bias, "d -> d 1 1"), self.move(mine[0]), rearrange(self.weight, "d -> d 1 1")
-            )
+            return torch.addcmul(bias, self.move(mine[0]), self.weight)
         if self.moves_first or not self.moves:
             return self.project([self.move(value) for value in mine], bias)
         # The mean with zeros beyond the border changes a constant there, so the bias comes last.
-        return self.move(self.project(mine, torch.zeros_like(bias))).add_(rearrange(bias, "d -> d 1 1"))
+        return self.move(self.project(mine, torch.zeros_like(bias))).add_(bias)
 
     def project(self, maps: list[Tensor], bias: Tensor) -> Tensor:
-        b, _, h, w = maps[0].shape
-        total = rearrange(bias, "d -> 1 d 1").expand(b, -1, h * w)
+        total = bias
         for value, weight in zip(maps, torch.split(self.weight, self.widths, dim=1), strict=True):
-            total = torch.baddbmm(total, weight.expand(b, -1, -1), rearrange(value, "b c h w -> b c (h w)"))
-        return rearrange(total, "b d (h w) -> b d h w", h=h)
+            total = torch.addmm(total, rearrange(value, "b h w c -> (b h w) c"), weight.T)
+        b, h, w, _ = maps[0].shape
+        return rearrange(total, "(b h w) d -> b h w d", b=b, h=h, w=w)
 
     def move(self, maps: Tensor) -> Tensor:
-        return self.along_rows @ (maps @ self.along_columns) if self.moves else maps
+        """Shapes: (b, h, w, d) -> (b, *grid, d)."""
+        if not self.moves:
+            return maps
+        wide = self.along_columns @ maps
+        tall = self.along_rows @ rearrange(wide, "b h w d -> b h (w d)")
+        return rearrange(tall, "b h (w d) -> b h w d", w=self.grid[1])
 
 
 class Folded(nn.Module):
@@ -115,13 +119,14 @@ class Folded(nn.Module):
             if tuple(value.shape[2:]) != tuple(spec.grid):
                 raise ShapeError(f"map {spec.name!r}: expected the grid {spec.grid}, got {tuple(value.shape[2:])}")
         with torch.no_grad():
-            fused = maps[0].new_empty((len(maps[0]), len(self.bias), *self.grid), dtype=self.bias.dtype)
+            b, d = len(maps[0]), len(self.bias)
+            fused = maps[0].new_empty((b, *self.grid, d), dtype=self.bias.dtype)
             started: set[int] = set()
             for group, (start, size) in zip(self.groups, self.rows, strict=True):
-                rows = fused[:, start : start + size]
+                rows = fused[..., start : start + size]
                 if start in started:
                     rows += group(maps, torch.zeros_like(self.bias[:size]))
                 else:
                     rows.copy_(group(maps, self.bias[start : start + size]))
                     started.add(start)
-            return fused
+            return rearrange(fused, "b h w d -> b d h w")

@@ -21,6 +21,7 @@ from manyeyes.config import Config
 from manyeyes.errors import ConfigError, ShapeError
 from manyeyes.heads.contract import MapHead
 from manyeyes.heads.coreset import coreset_coordinates, greedy_coreset
+from manyeyes.heads.nearest import LeadingAxes, exact_distances, faiss_nearest, nearest_entries, tiled
 from manyeyes.heads.positions import draw_positions
 
 
@@ -71,6 +72,7 @@ class MemoryBank(MapHead):
         super().__init__()
         self.config = config
         self.channels = channels
+        self.leading: LeadingAxes | None = None
         self.declare("bank_")
 
     @torch.no_grad()
@@ -104,6 +106,12 @@ class MemoryBank(MapHead):
         nearest = rearrange(entries, "b h w k -> b (h w) k")[image, worst, 0]
         return anomaly_map, scores * nearest_weight(positions, nearest, self.bank_, self.config.reweight_neighbours)
 
+    def _leading(self) -> LeadingAxes:
+        """The search on leading axes for the bank as it is now, derived when it is first needed."""
+        if self.leading is None or self.leading.bank is not self.bank_:
+            self.leading = LeadingAxes(self.bank_)
+        return self.leading
+
     def _search(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
         """Distances and entries, nearest first. Shapes: (b, d, h, w) -> 2 x (b, h, w, k)."""
         self.require_fit()
@@ -114,6 +122,8 @@ class MemoryBank(MapHead):
         k = min(self.config.neighbours, len(self.bank_))
         if self.config.search == "faiss":
             entries = faiss_nearest(rows, self.bank_, k)
+        elif k == 1 and not rows.is_cuda and self._leading().pays:
+            entries = self._leading()(rows, tiled(b, h, w))
         else:
             entries = nearest_entries(rows, self.bank_, k, self.config.chunk)
         distances, order = exact_distances(rows, self.bank_, entries, self.config.chunk).sort(dim=1)
@@ -121,60 +131,6 @@ class MemoryBank(MapHead):
             rearrange(distances, "(b h w) k -> b h w k", b=b, h=h, w=w),
             rearrange(entries.gather(1, order), "(b h w) k -> b h w k", b=b, h=h, w=w),
         )
-
-
-def nearest_entries(rows: Tensor, bank: Tensor, k: int, chunk: int) -> Tensor:
-    """Indices of the k nearest bank entries of each row by blocked matrix products, in no particular order.
-
-    Ranked by |y|^2 - 2xy around the bank's mean, so that a common offset costs no digits; entries whose distances
-    differ by less than float32 rounding may stand in for each other.
-    Shapes: (n, d), (m, d) -> (n, k) int64. Memory: ``chunk`` x ``chunk`` and the bank.
-    """
-    centre = bank.mean(dim=0)
-    centred = bank - centre
-    halves = centred.square().sum(dim=1) / 2
-    found = []
-    for block in torch.split(rows, chunk):
-        queries = block - centre
-        best = torch.empty(len(block), 0, device=rows.device)
-        indices = torch.empty(len(block), 0, dtype=torch.int64, device=rows.device)
-        for first in range(0, len(bank), chunk):
-            some = slice(first, first + chunk)
-            near, at = _smallest(torch.addmm(halves[some], queries, centred[some].T, alpha=-1), k)
-            best, indices = torch.cat([best, near], dim=1), torch.cat([indices, at + first], dim=1)
-            best, at = _smallest(best, k)
-            indices = indices.gather(1, at)
-        found.append(indices)
-    return torch.cat(found)
-
-
-def _smallest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    if k == 1:  # several times as fast as topk
-        near, at = values.min(dim=1, keepdim=True)
-    else:
-        near, at = values.topk(min(k, values.shape[1]), dim=1, largest=False, sorted=False)
-    return near, at
-
-
-def faiss_nearest(rows: Tensor, bank: Tensor, k: int) -> Tensor:
-    """`nearest_entries` by faiss, on the CPU."""
-    import faiss
-
-    _, entries = faiss.knn(rows.cpu().numpy(), bank.cpu().numpy(), k)
-    return torch.from_numpy(entries).to(rows.device)
-
-
-def exact_distances(rows: Tensor, bank: Tensor, entries: Tensor, chunk: int) -> Tensor:
-    """Distances from the differences themselves: zero for a bank member, where the expanded square has only noise.
-
-    Shapes: (n, d), (m, d), (n, k) -> (n, k).
-    """
-    return torch.cat(
-        [
-            (block.unsqueeze(1) - bank[some]).norm(dim=2)
-            for block, some in zip(torch.split(rows, chunk), torch.split(entries, chunk), strict=True)
-        ]
-    )
 
 
 def nearest_weight(positions: Tensor, nearest: Tensor, bank: Tensor, neighbours: int) -> Tensor:

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from manyeyes.errors import ConfigError
 from manyeyes.heads import MemoryBankConfig, greedy_coreset
-from manyeyes.heads.memory_bank import MemoryBank, faiss_nearest, nearest_entries, nearest_weight
+from manyeyes.heads.memory_bank import MemoryBank, nearest_weight
+from manyeyes.heads.nearest import faiss_nearest, nearest_entries
 
 FAISS = importlib.util.find_spec("faiss") is not None
 
