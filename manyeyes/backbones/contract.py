@@ -7,15 +7,17 @@ hands every extractor its taps.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from pathlib import Path
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from manyeyes.errors import DataError, ShapeError
 from manyeyes.maps import Grid, MapSpec, check_maps, neighbourhood_mean
+from manyeyes.progress import Progress
 
 Taps = Mapping[str, Tensor]
 
@@ -59,6 +61,53 @@ class Trunk(nn.Module, ABC):
     def train(self, mode: bool = True) -> Trunk:
         """A trunk stays in evaluation mode, whatever is asked."""
         return super().train(False)
+
+
+PicturesIn = Callable[[str], Iterable[Tensor]]
+"""Gives the pictures of a folder in batches of (b, 3, H, W) in [0, 1]; a re-iterable."""
+
+
+class TrainableTrunk(Trunk):
+    """A trunk that learns from good pictures before it is frozen, and must not look before.
+
+    Until then ``key`` is ``declared_key``; afterwards it ends in ``identity`` of what was learned from, so that
+    features of other trainings never meet. The learned tensors are part of a run.
+    """
+
+    declared_key: str
+
+    @property
+    @abstractmethod
+    def is_fitted(self) -> bool:
+        """Whether ``fit`` or ``restore`` has been called."""
+
+    @abstractmethod
+    def identity(self, seed: int, pictures: str) -> str:
+        """16 hexadecimal digits of all that a training depends on; ``pictures`` is the pictures' fingerprint."""
+
+    @abstractmethod
+    def fit(
+        self,
+        images: Iterable[Tensor],
+        identity: str,
+        seed: int,
+        pictures_in: PicturesIn,
+        checkpoint: Path | None,
+        progress: Progress,
+    ) -> Self:
+        """Learn from a re-iterable of (b, 3, H, W) batches in [0, 1] of good pictures, on this trunk's device.
+
+        ``checkpoint`` is a file that the training writes now and then; a killed one of the same ``identity`` goes on
+        from it and ends with the same tensors. Raises: DataError without pictures or if the loss is not finite.
+        """
+
+    @abstractmethod
+    def learned(self) -> dict[str, Tensor]:
+        """What ``fit`` has set. Raises: NotFittedError before."""
+
+    @abstractmethod
+    def restore(self, learned: Mapping[str, Tensor], identity: str) -> Self:
+        """Take what another trunk of the same config has learned. Raises: WeightsError if it does not fit."""
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,16 @@
-"""The patch description network of EfficientAD as a frozen trunk, in the roles of teacher and student.
+"""The patch description network of EfficientAD, and its frozen teacher as a trunk.
 
 Source: Batzner, Heckler, Koenig, WACV 2024, arXiv 2303.14535, tables 6 and 7. A receptive field of 33 px, stride 4.
-Where we differ: without padding the network sees the image without its border, and its 56 x 56 map of a 256 px image
-is extended by replication to 64 x 64, so that it lies where its pixels lie.
+Where we differ: the unpadded network gives 56 x 56 positions of a 256 px image, none of them centred in its outer
+16 px. Here the image is mirrored at its border before, by 14 px and 15 px, so that there is a position for every
+4 x 4 px and its centre lies half a pixel from theirs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -17,19 +19,19 @@ from einops import rearrange
 from pydantic import Field
 from torch import Tensor, nn
 
+from manyeyes.backbones.bundled import pdn_file
 from manyeyes.backbones.contract import Stage, Trunk
-from manyeyes.backbones.pixels import IMAGENET_MEAN, IMAGENET_STD, Size, as_grid, to_input
+from manyeyes.backbones.pixels import Pixels, Size, as_grid
 from manyeyes.backbones.weights import find_file, load_strictly, read_state, state_digest, weights_hash
 from manyeyes.config import Config
 from manyeyes.errors import ConfigError, WeightsError
 from manyeyes.maps import Grid
 
-Role = Literal["teacher", "student"]
 PdnSize = Literal["small", "medium"]
 
+TEACHER = "teacher"
 CHANNELS = 384
 STRIDE = 4
-BORDER = 4
 RECEPTIVE_FIELD = 33
 CENTRE = RECEPTIVE_FIELD / 2
 """Position j of an unpadded map is centred at CENTRE + j * STRIDE px from the edge of the image."""
@@ -62,19 +64,35 @@ def positions(side: int) -> int:
     return (side - RECEPTIVE_FIELD) // STRIDE + 1
 
 
+def cells(side: int) -> int:
+    """Positions of a map with mirrored borders along a side of ``side`` px: one for every 4 px."""
+    return -(-side // STRIDE)
+
+
+def mirrored(pixels: Tensor) -> Tensor:
+    """Mirror the borders, so that an unpadded network has a position for every 4 x 4 px.
+
+    Shapes: (b, 3, H, W) -> (b, 3, H + 29, W + 29) where 4 divides H and W.
+    """
+    margins = []
+    for side in reversed(pixels.shape[-2:]):
+        total = STRIDE * (cells(side) - 1) + RECEPTIVE_FIELD - side
+        margins += [total // 2, total - total // 2]
+    return F.pad(pixels, margins, mode="reflect")
+
+
 class PdnTrunkConfig(Config):
-    """One patch description network. A student has 768 channels: 384 for the teacher, 384 for the autoencoder."""
+    """One patch description network in the role of teacher."""
 
     kind: Literal["pdn"] = "pdn"
-    role: Role = Field("teacher", description="teacher (384 channels) or student (768 channels).")
     size: PdnSize = Field("small", description="PDN-S or PDN-M.")
     weights: str = Field(
         "random",
         min_length=1,
-        description="A path, a name looked for as pdn_<size>_<role>.<name> in MANYEYES_WEIGHTS, or random.",
+        description="A path, a name looked for as pdn_<size>.<name> in MANYEYES_WEIGHTS, bundled (PDN-S), or random.",
     )
     image_size: Size = Field(256, description="Input size in pixels: one number, or [height, width].")
-    padding: bool = Field(False, description="Pad inside the network instead of extending the map.")
+    padding: bool = Field(False, description="Pad with zeros inside the network instead of mirroring the image.")
     seed: int = Field(0, ge=0, description="Seed of the weights, used by weights: random only.")
 
     def build(self) -> PdnTrunk:
@@ -82,26 +100,32 @@ class PdnTrunkConfig(Config):
         image_size = as_grid(self.image_size)
         if min(image_size) < RECEPTIVE_FIELD:
             raise ConfigError(f"image_size: a PDN needs at least {RECEPTIVE_FIELD} px a side, got {image_size}")
-        out = CHANNELS if self.role == "teacher" else 2 * CHANNELS
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(2 * self.seed + (self.role == "student"))
-            network = patch_description_network(self.size, out, self.padding)
-        scale = Standardisation(out)
+            torch.manual_seed(self.seed)
+            network = patch_description_network(self.size, padding=self.padding)
+        scale = Standardisation(CHANNELS)
         if self.weights == "random":
             source, digest = f"random, seed {self.seed}", state_digest(network.state_dict())
         else:
-            name = f"pdn_{self.size}_{self.role}"
-            path, tried = find_file(name, self.weights)
-            if path is None:
-                raise WeightsError(
-                    f"{name}: weights {self.weights!r} were not found; tried {tried}; "
-                    "set weights to the path of a file, or to random"
-                )
+            path = self._find()
             state = read_state(path)
             scale.take(state, str(path))
             load_strictly(network, state, str(path))
             source, digest = str(path), weights_hash(path)
         return PdnTrunk(self, network, scale, f"{self.fingerprint()}-{digest[:8]}", source, digest)
+
+    def _find(self) -> Path:
+        name, tried = f"pdn_{self.size}", "the package itself"
+        if self.weights == "bundled":
+            path: Path | None = pdn_file(name)
+        else:
+            path, tried = find_file(name, self.weights)
+        if path is None:
+            raise WeightsError(
+                f"{name}: weights {self.weights!r} were not found; tried {tried}; set weights to the path of a file "
+                f"(`manyeyes distill --size {self.size}` makes one), to bundled for size: small, or to random"
+            )
+        return path
 
 
 class Standardisation(nn.Module):
@@ -134,11 +158,9 @@ class Standardisation(nn.Module):
 
 
 class PdnTrunk(Trunk):
-    """A frozen patch description network; its input is normalised with ImageNet's mean and standard deviation.
+    """A frozen teacher; its input is normalised with ImageNet's mean and standard deviation.
 
-    Stages: ``teacher``; or ``student`` and its two halves ``student_teacher`` (PUAD's features) and
-    ``student_autoencoder``. The halves are slices of one pass.
-    Shapes: (b, 3, H, W) RGB in [0, 1] -> {stage: (b, 384 or 768, h, w)}, h and w a quarter of the input.
+    Shapes: (b, 3, H, W) RGB in [0, 1] -> {"teacher": (b, 384, h, w)}, h and w a quarter of the input.
     """
 
     def __init__(
@@ -151,48 +173,38 @@ class PdnTrunk(Trunk):
         digest: str,
     ) -> None:
         super().__init__()
-        self.key = key
+        self.key, self.size = key, config.size
         self.input_size = as_grid(config.image_size)
         self.weights_source = source
         self.weights_digest = digest
-        self.border = 0 if config.padding else BORDER
+        self.padding = config.padding
         self.network = network.to(memory_format=torch.channels_last)
         self.scale = scale
-        self.slices = (
-            {"teacher": slice(0, CHANNELS)}
-            if config.role == "teacher"
-            else {
-                "student": slice(0, 2 * CHANNELS),
-                "student_teacher": slice(0, CHANNELS),
-                "student_autoencoder": slice(CHANNELS, 2 * CHANNELS),
-            }
-        )
-        self.grid = map_grid(self.network, self.input_size, self.border)
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
-        self.mean: Tensor
-        self.std: Tensor
+        H, W = self.input_size
+        self.grid = map_grid(self.network, self.input_size) if config.padding else (cells(H), cells(W))
+        self.pixels = Pixels(self.input_size)
         self.requires_grad_(False)
         self.eval()
 
     def stage(self, name: str) -> Stage:
-        if name not in self.slices:
-            raise ConfigError(f"stage {name!r} does not exist; this trunk has {', '.join(self.slices)}")
-        part = self.slices[name]
-        return Stage(name, part.stop - part.start, STRIDE, self.grid)
+        if name != TEACHER:
+            raise ConfigError(f"stage {name!r} does not exist; this trunk has {TEACHER}")
+        return Stage(name, CHANNELS, STRIDE, self.grid)
 
     @torch.no_grad()
     def forward(self, images: Tensor, stages: Sequence[str]) -> dict[str, Tensor]:
         for name in stages:
             self.stage(name)
-        pixels = to_input(images, self.input_size, self.mean, self.std).contiguous(memory_format=torch.channels_last)
-        maps = self.scale(self.network(pixels))
-        if self.border:
-            maps = F.pad(maps, (self.border,) * 4, mode="replicate")
-        return {name: maps[:, self.slices[name]] for name in stages}
+        pixels = self.pixels(images)
+        return {TEACHER: self.describe(pixels if self.padding else mirrored(pixels))}
+
+    def describe(self, pixels: Tensor) -> Tensor:
+        """The map of normalised pixels as they are. Shapes: (b, 3, H, W) -> (b, 384, h, w)."""
+        value: Tensor = self.scale(self.network(pixels.contiguous(memory_format=torch.channels_last)))
+        return value
 
 
-def map_grid(network: nn.Sequential, size: Grid, border: int) -> Grid:
+def map_grid(network: nn.Sequential, size: Grid) -> Grid:
     """(h, w) of the map for an input of (H, W), from the layers' kernels, strides and margins."""
     h, w = size
     for layer in network:
@@ -203,4 +215,4 @@ def map_grid(network: nn.Sequential, size: Grid, border: int) -> Grid:
         else:
             continue
         h, w = ((side + 2 * margin - kernel) // stride + 1 for side in (h, w))
-    return h + 2 * border, w + 2 * border
+    return h, w

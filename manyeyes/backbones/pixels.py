@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+import torch
 import torch.nn.functional as F
 from pydantic import BeforeValidator, Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from manyeyes.maps import Grid
 
@@ -38,12 +39,29 @@ def as_grid(size: int | tuple[int, int]) -> Grid:
     return (size, size) if isinstance(size, int) else size
 
 
-def to_input(images: Tensor, size: Grid, mean: Tensor, std: Tensor) -> Tensor:
-    """Resize (antialiased bilinear; nothing where the size is right) and normalise.
+class Pixels(nn.Module):
+    """From any image to a trunk's own input: resized (antialiased bilinear; not where the size is right), normalised.
 
-    Shapes: (b, 3, H, W) in [0, 1], mean and std (3, 1, 1) -> (b, 3, *size), on the device and in the type of ``mean``.
+    Shapes: (b, 3, H, W) in [0, 1] -> (b, 3, *size), on the device of this module.
     """
-    images = images.to(mean)
-    if tuple(images.shape[-2:]) != tuple(size):
-        images = F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
-    return (images - mean) / std
+
+    def __init__(self, size: Grid, mean: Channels = IMAGENET_MEAN, std: Channels = IMAGENET_STD) -> None:
+        super().__init__()
+        self.size = size
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        self.mean: Tensor
+        self.std: Tensor
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.normalise(self.resize(images.to(self.mean)))
+
+    def resize(self, images: Tensor) -> Tensor:
+        """Shapes: (b, 3, H, W) -> (b, 3, *size)."""
+        if tuple(images.shape[-2:]) == tuple(self.size):
+            return images
+        return F.interpolate(images, size=self.size, mode="bilinear", align_corners=False, antialias=True)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Shapes: (b, 3, h, w) -> (b, 3, h, w), any h and w."""
+        return (images - self.mean) / self.std

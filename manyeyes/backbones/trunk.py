@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from manyeyes.backbones.contract import Stage, Trunk
-from manyeyes.backbones.pixels import Channels, Size, as_grid, to_input
+from manyeyes.backbones.pixels import Channels, Pixels, Size, as_grid
 from manyeyes.backbones.weights import find_weights, load_strictly, state_digest
 from manyeyes.config import Config
 from manyeyes.errors import ConfigError
@@ -86,10 +86,7 @@ class TimmTrunk(Trunk):
         self.stages = stages
         self.layout = torch.contiguous_format if is_plain(network) else torch.channels_last
         self.network = network.to(memory_format=self.layout)
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
-        self.mean: Tensor
-        self.std: Tensor
+        self.pixels = Pixels(input_size, mean, std)
         self.requires_grad_(False)
         self.eval()
 
@@ -106,7 +103,7 @@ class TimmTrunk(Trunk):
     def forward(self, images: Tensor, stages: Sequence[str]) -> dict[str, Tensor]:
         names = {name: self.stage(name).name for name in stages}
         wanted = set(names.values())
-        pixels = to_input(images, self.input_size, self.mean, self.std).contiguous(memory_format=self.layout)
+        pixels = self.pixels(images).contiguous(memory_format=self.layout)
         found = tap(self.network, pixels, sorted(int(name) for name in wanted - {POOLED}), POOLED in wanted)
         return {name: found[stage] for name, stage in names.items()}
 

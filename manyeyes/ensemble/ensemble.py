@@ -8,7 +8,7 @@ from typing import Self, cast
 import torch
 from torch import Tensor, nn
 
-from manyeyes.backbones import Eyes, FeatureExtractor, TrunkPool
+from manyeyes.backbones import Eyes, FeatureExtractor, TrainableTrunk, TrunkPool
 from manyeyes.ensemble.branch import Branch, Judgement
 from manyeyes.ensemble.config import FUSED, EnsembleConfig
 from manyeyes.ensemble.memory import Memory, fit_anew
@@ -39,7 +39,7 @@ class Ensemble(Fitted):
     def __init__(self, config: EnsembleConfig, pool: TrunkPool | None = None) -> None:
         super().__init__()
         self.config = config
-        pool = pool or TrunkPool()
+        pool = (pool or TrunkPool()).for_ensemble()
         extractors = {member.name: member.extractor.build(pool) for member in config.members}
         self.notes: list[str] = []
         """What a user must know about how the config was carried out."""
@@ -95,6 +95,16 @@ class Ensemble(Fitted):
         groups["branch picturable"] = list(map_names)
         groups["branch unpicturable"] = [name for name in self.names if name not in map_names]
         return {group: names for group, names in groups.items() if names}
+
+    def look_again(self) -> None:
+        """After a trunk was trained or restored: its features have another key now."""
+        device = next(self.eyes.parameters()).device
+        self.eyes = Eyes(self.extractors).to(device)
+
+    @property
+    def trainable(self) -> list[TrainableTrunk]:
+        """Trunks that learn from good pictures before they look, trained or not."""
+        return [trunk for trunk in self.eyes.each() if isinstance(trunk, TrainableTrunk)]
 
     def _largest_input(self) -> Grid:
         sizes = [trunk.input_size for trunk in self.eyes.each()]

@@ -13,7 +13,7 @@ from manyeyes.config import override
 from manyeyes.ensemble.config import EnsembleConfig, MemberConfig
 from manyeyes.errors import ConfigError
 from manyeyes.fusion import FusionConfig, GlobalPcaConfig, IndependentPcaConfig, ScoreLevelConfig, SumConfig
-from manyeyes.heads import DiscriminatorConfig, GaussianConfig, HeadConfig, MemoryBankConfig
+from manyeyes.heads import DiscriminatorConfig, EfficientAdHeadConfig, GaussianConfig, HeadConfig, MemoryBankConfig
 
 LITE0 = TimmTrunkConfig(architecture="tf_efficientnet_lite0", weights="bundled", size=256)
 WIDE_RESNET = TimmTrunkConfig(architecture="wide_resnet50_2", weights="tv_in1k", size=256)
@@ -63,7 +63,7 @@ def standard_members() -> tuple[MemberConfig, ...]:
     """The eyes of the literature: PatchCore's, EfficientAD's and U-Flow's."""
     return (
         eye("patchcore", PatchCoreConfig(trunk=WIDE_RESNET, stages=(2, 3))),
-        eye("efficientad", EfficientAdConfig()),
+        eye("efficientad", EfficientAdConfig(maps=("teacher",))),
         eye("uflow", uflow_pyramid("wide_resnet50_2", "tv_in1k")),
     )
 
@@ -71,8 +71,25 @@ def standard_members() -> tuple[MemberConfig, ...]:
 def single(name: str, trunk: TimmTrunkConfig, stages: tuple[int, ...], heads: tuple[HeadConfig, ...]) -> EnsembleConfig:
     """One member with heads of its own and nothing fused."""
     extractor = PatchCoreConfig(trunk=trunk, stages=stages)
-    member = MemberConfig(name="member", extractor=extractor, heads=heads, fusion=PLAIN)
-    return EnsembleConfig(name=name, members=(member,), fusion=ScoreLevelConfig(), combiner=SumConfig())
+    return plain_sum(name, (MemberConfig(name="member", extractor=extractor, heads=heads, fusion=PLAIN),))
+
+
+def efficientad_member() -> MemberConfig:
+    """EfficientAD with its own maps and its own head; student and autoencoder are trained first."""
+    return MemberConfig(
+        name="efficientad", extractor=EfficientAdConfig(), heads=(EfficientAdHeadConfig(),), fusion=PLAIN, fuse=False
+    )
+
+
+def pooled_student_member() -> MemberConfig:
+    """PUAD's unpicturable score: the pooled features with which the same EfficientAD's student follows its teacher."""
+    extractor = EfficientAdConfig(maps=("student_teacher_pooled",))
+    return MemberConfig(name="pooled", extractor=extractor, heads=(GaussianConfig(),), fusion=PLAIN, fuse=False)
+
+
+def plain_sum(name: str, members: tuple[MemberConfig, ...]) -> EnsembleConfig:
+    """The members' own z-normalised scores, summed."""
+    return EnsembleConfig(name=name, members=members, fusion=ScoreLevelConfig(), combiner=SumConfig())
 
 
 _ALL = (
@@ -84,11 +101,20 @@ _ALL = (
     Preset(
         "standard",
         lambda: fused("standard", standard_members()),
-        "PatchCore, EfficientAD (random until given weights) and U-Flow eyes",
+        "PatchCore's, EfficientAD's (its teacher) and U-Flow's eyes",
     ),
     Preset("standard-score", lambda: score_level("standard-score", standard_members()), "standard, scores fused only"),
     Preset("standard-global", lambda: fused("standard-global", standard_members(), GLOBAL), "standard, one global PCA"),
-    Preset("puad", lambda: single("puad", LITE0, (2, 3, 4), OWN_HEADS), "picturable and unpicturable score, summed"),
+    Preset(
+        "efficientad",
+        lambda: plain_sum("efficientad", (efficientad_member(),)),
+        "EfficientAD with the teacher of this package; trains a student first",
+    ),
+    Preset(
+        "puad",
+        lambda: plain_sum("puad", (efficientad_member(), pooled_student_member())),
+        "EfficientAD's score and the Mahalanobis distance of its student's pooled features, summed",
+    ),
     Preset(
         "patchcore",
         lambda: single("patchcore", WIDE_RESNET, (2, 3), (MemoryBankConfig(),)),

@@ -19,12 +19,14 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from manyeyes import __version__
 from manyeyes.backbones import TrunkPool
 from manyeyes.ensemble.config import EnsembleConfig
 from manyeyes.ensemble.ensemble import Ensemble
+from manyeyes.ensemble.trunks import PREFIX, learned_tensors, restore_trunks
 from manyeyes.errors import ConfigError, NotFittedError, RunError, WeightsError
 from manyeyes.files import make_folder, write_json, write_text, writing
 
@@ -64,6 +66,7 @@ def save_run(folder: str | Path, ensemble: Ensemble, device: torch.device, metri
         for key, value in ensemble.state_dict().items()
         if not key.startswith("eyes.")
     }
+    tensors |= {key: value.cpu() for key, value in learned_tensors(ensemble.trainable).items()}
     config = json.dumps(ensemble.config.model_dump(mode="json"))
     header = {"format": FORMAT, "config": config, "details": json.dumps(details, allow_nan=False)}
     with writing(folder / STATE) as temporary:
@@ -102,6 +105,8 @@ def load_run(folder: str | Path, device: torch.device | str = "cpu", pool: Trunk
     if edited.exists() and not _says(edited, config):
         raise RunError(f"{edited}: was changed after the fit; train again with it, or restore it to use this run")
     ensemble = Ensemble(config, pool)
+    state = _state(Path(folder) / STATE)
+    restore_trunks(ensemble, details["trunks"], state)
     for trunk in ensemble.eyes.each():
         known = details["trunks"].get(trunk.key)
         if known is None:
@@ -111,15 +116,20 @@ def load_run(folder: str | Path, device: torch.device | str = "cpu", pool: Trunk
                 "supply the same weights or train again"
             )
     try:
-        with safe_open(str(Path(folder) / STATE), framework="pt") as file:
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        ensemble.load_fitted(state)
-    except (SafetensorError, OSError, RuntimeError, NotFittedError) as error:
+        ensemble.load_fitted({key: value for key, value in state.items() if not key.startswith(PREFIX)})
+    except (RuntimeError, NotFittedError) as error:
         raise RunError(
             f"{folder}/{STATE}: does not fit its config ({' '.join(str(error).split())[:200]}); train again"
         ) from None
     ensemble.notes = list(details["notes"])
     return ensemble.to(device)
+
+
+def _state(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(str(path))
+    except (SafetensorError, OSError) as error:
+        raise RunError(f"{path}: does not fit its config ({error}); train again") from None
 
 
 def _says(path: Path, config: EnsembleConfig) -> bool:

@@ -21,6 +21,7 @@ from manyeyes.ensemble.ensemble import Ensemble
 from manyeyes.ensemble.memory import Memory, fit_anew
 from manyeyes.ensemble.run import STATE, load_run, owned, read_header, save_run
 from manyeyes.ensemble.store import FeatureStore, StoredTaps
+from manyeyes.ensemble.trunks import TRAINED, train_trunks
 from manyeyes.errors import DataError, RunError
 from manyeyes.files import write_text
 from manyeyes.progress import Progress, Silent
@@ -38,6 +39,11 @@ class Extraction:
     batch_size: int = 8
     precision: Precision = "auto"
     skip_bad: bool = False
+
+    @property
+    def trained(self) -> Path:
+        """Where trunks that had to be trained are kept."""
+        return self.store.folder / TRAINED
 
     def __call__(
         self, eyes: Eyes, samples: Sequence[Sample], frame: Frame, what: str, progress: Progress
@@ -93,6 +99,8 @@ def fit_ensemble(
     train, validation = split(image_set, config)
     everything = (*image_set.train, *image_set.validation)
     frame = config.frame.sized(ensemble.canvas)
+    begun = time.perf_counter()
+    train_trunks(ensemble, train, frame, extraction.trained, extraction.skip_bad, progress)
     start = time.perf_counter()
     taps, kept = extraction(ensemble.eyes, everything, frame, f"extracting {image_set.name}", progress)
     extracted = time.perf_counter()
@@ -103,7 +111,11 @@ def fit_ensemble(
         "train_images": rows[0],
         "validation_images": rows[1],
         "left_out": sorted(str(sample.path) for sample in set(everything) - set(kept)),
-        "seconds": {"extraction": round(extracted - start, 2), "fit": round(fitted - extracted, 2)},
+        "seconds": {
+            "trunks": round(start - begun, 2),
+            "extraction": round(extracted - start, 2),
+            "fit": round(fitted - extracted, 2),
+        },
         "score_threshold": float(ensemble.score_threshold_),
         "map_threshold": float(ensemble.map_threshold_),
         "false_alarm_rate": {

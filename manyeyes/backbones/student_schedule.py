@@ -1,0 +1,50 @@
+"""How long EfficientAD's student and autoencoder learn, and on what.
+
+Source: Batzner, Heckler, Koenig, WACV 2024, arXiv 2303.14535: 70,000 steps of one picture, Adam 1e-4,
+weight decay 1e-5.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+
+from manyeyes.backbones.pdn import RECEPTIVE_FIELD, STRIDE
+from manyeyes.config import Config
+
+
+class Schedule(Config):
+    """The defaults are the paper's."""
+
+    steps: int = Field(70_000, ge=1, description="optimiser steps")
+    images: int = Field(1, ge=1, description="pictures per step")
+    crop: int | None = Field(
+        None, ge=RECEPTIVE_FIELD + STRIDE, description="side in px of what the student sees of a picture; null: all"
+    )
+    learning_rate: float = Field(1e-4, gt=0, description="Adam's rate, a tenth of it for the last 5 % of the steps")
+    weight_decay: float = Field(1e-5, ge=0)
+    one_view: bool = Field(False, description="both losses look at one coloured view: half the student's work")
+    start: int = Field(
+        0, ge=0, description="start as the teacher, its last layer fitted to so many good pictures; 0: drawn afresh"
+    )
+    ridge: float = Field(1e-2, gt=0, description="ridge of that fit, relative to the mean square of an input")
+    statistics: int | None = Field(None, ge=1, description="pictures that the teacher is standardised on; null: all")
+
+
+PAPER = Schedule()
+SHORT = Schedule(steps=300, images=2, crop=96, learning_rate=5e-4, one_view=True, start=32, statistics=32)
+"""What a CPU affords (docs/efficientad.md)."""
+
+
+class TrainingConfig(Config):
+    """``schedule`` is `PAPER` on an accelerator and `SHORT` on a CPU unless it is given."""
+
+    schedule: Schedule | None = Field(None, description="by default the paper's, on a CPU a short one")
+    hard: float = Field(0.999, ge=0, lt=1, description="quantile of the differences that the student learns from")
+    penalty: str | None = Field(
+        None, description="folder of natural pictures on which the student must not follow the teacher"
+    )
+    penalty_pictures: int = Field(4096, ge=1, description="of these, at most this many are used")
+
+    def schedule_for(self, device: torch.device) -> Schedule:
+        return self.schedule or (SHORT if device.type == "cpu" else PAPER)

@@ -1,0 +1,225 @@
+"""Training of EfficientAD's student and autoencoder on good pictures.
+
+Source: Batzner, Heckler, Koenig, WACV 2024, arXiv 2303.14535, section 3.2 and algorithm 1.
+Where we differ: the student's borders are mirrored as everywhere here; and a CPU, for which the paper's schedule takes
+weeks, gets a short one (`student_schedule.SHORT`): crops, a larger rate, one coloured view for both losses, and a
+student that starts as the teacher with its last layer fitted to the good pictures in closed form.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from manyeyes.backbones.autoencoder import autoencoder
+from manyeyes.backbones.contract import PicturesIn
+from manyeyes.backbones.distillation_network import refit_last
+from manyeyes.backbones.pdn import (
+    CHANNELS,
+    RECEPTIVE_FIELD,
+    STRIDE,
+    PdnTrunk,
+    Standardisation,
+    mirrored,
+    patch_description_network,
+    positions,
+)
+from manyeyes.backbones.student_losses import change_colours, hard_feature_loss
+from manyeyes.backbones.student_pictures import KeptPictures
+from manyeyes.backbones.student_schedule import TrainingConfig
+from manyeyes.checkpoint import drawn_at, load_checkpoint, save_checkpoint
+from manyeyes.errors import DataError
+from manyeyes.maps import Grid
+from manyeyes.progress import Progress
+
+STEP = 21
+CHECKPOINT_SECONDS = 60.0
+TIMED_STEPS = 5
+LATE, LATE_RATE = 0.95, 0.1
+
+
+class StudentTraining:
+    """One training on the teacher's device; `run` gives the learned tensors."""
+
+    def __init__(self, config: TrainingConfig, teacher: PdnTrunk, grid: Grid, seed: int) -> None:
+        self.config, self.teacher, self.grid, self.seed = config, teacher, grid, seed
+        self.device = next(teacher.parameters()).device
+        self.schedule = config.schedule_for(self.device)
+        cuda = self.device.type == "cuda"
+        self.layout = torch.channels_last if cuda else torch.contiguous_format  # what is faster there
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            student = patch_description_network(teacher.size, 2 * CHANNELS)
+            coder = autoencoder(teacher.input_size, grid, CHANNELS)
+        self.student, self.autoencoder = (network.to(self.device).train() for network in (student, coder))
+        self.scale = Standardisation(CHANNELS).to(self.device)
+        self.networks: dict[str, nn.Module] = {
+            "student": self.student,
+            "autoencoder": self.autoencoder,
+            "scale": self.scale,
+        }
+
+    def run(
+        self,
+        images: Iterable[Tensor],
+        identity: str,
+        pictures_in: PicturesIn,
+        checkpoint: Path | None,
+        progress: Progress,
+    ) -> dict[str, Tensor]:
+        """Learned tensors by name, ``student.``, ``autoencoder.`` and ``scale.``. Raises: as `TrainableTrunk.fit`."""
+        folder = checkpoint.parent if checkpoint is not None else None
+        pictures = KeptPictures(images, self.teacher.input_size, folder)
+        if not len(pictures):
+            raise DataError("EfficientAD: there is no picture to train on")
+        natural = self._natural(pictures_in, folder, progress)
+        weights = [*self.student.parameters(), *self.autoencoder.parameters()]
+        optimiser = torch.optim.Adam(weights, weight_decay=self.schedule.weight_decay)
+        found = load_checkpoint(checkpoint, identity, self.networks, optimiser) if checkpoint is not None else None
+        if found is None:
+            self._standardise(pictures)
+            if self.schedule.start:
+                self._start_from_teacher(pictures)
+        advance = progress.step("training EfficientAD")
+        begun = found[0] if found else 0
+        saved = started = time.monotonic()
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []), torch.enable_grad():
+            for step in range(begun, self.schedule.steps):
+                self._step(step, optimiser, pictures, natural)
+                advance(step + 1, self.schedule.steps)
+                if step + 1 == begun + TIMED_STEPS:
+                    left = self.schedule.steps - begun
+                    minutes = (time.monotonic() - started) / TIMED_STEPS * left / 60
+                    progress.say(f"EfficientAD on {self.device}: {left} steps to go, about {minutes:.0f} minutes")
+                if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
+                    save_checkpoint(checkpoint, step + 1, identity, self.networks, optimiser)
+                    saved = time.monotonic()
+        return {
+            f"{name}.{key}": value.detach().clone().contiguous()
+            for name, network in self.networks.items()
+            for key, value in network.state_dict().items()
+        }
+
+    def _natural(self, pictures_in: PicturesIn, folder: Path | None, progress: Progress) -> KeptPictures | None:
+        if self.config.penalty is None:
+            progress.say(
+                "EfficientAD trains without penalty pictures: its student may follow the teacher on defects too, "
+                "which costs accuracy; name a folder of natural pictures in training.penalty"
+            )
+            return None
+        size, most = self.teacher.input_size, self.config.penalty_pictures
+        found = KeptPictures(pictures_in(self.config.penalty), size, folder, most)
+        if not len(found):
+            raise DataError(f"{self.config.penalty}: there is no penalty picture")
+        return found
+
+    def _step(
+        self,
+        step: int,
+        optimiser: torch.optim.Optimizer,
+        pictures: KeptPictures,
+        natural: KeptPictures | None,
+    ) -> None:
+        """One optimiser step; what it sees depends on the seed and the number of the step alone."""
+        schedule = self.schedule
+        generator = drawn_at(self.seed, STEP, step)
+        torch.manual_seed(int(torch.randint(1 << 40, (), generator=generator)))  # what the autoencoder drops
+        late = step >= LATE * schedule.steps
+        for group in optimiser.param_groups:
+            group["lr"] = schedule.learning_rate * (LATE_RATE if late else 1.0)
+        images = self._draw(pictures, generator)
+        coloured = change_colours(images, generator).to(self.device)
+        y, x, h, w = self._window(generator)
+        with self._precision():
+            imagined = self.autoencoder(self._normalised(coloured))[:, :, y : y + h, x : x + w].float()
+            target, told = self._both(coloured, (y, x, h, w))
+            loss = F.mse_loss(imagined, target) + F.mse_loss(told[:, CHANNELS:], imagined)
+            if not schedule.one_view:
+                target, told = self._both(images.to(self.device), (y, x, h, w))
+            loss = loss + hard_feature_loss(target - told[:, :CHANNELS], self.config.hard)
+            if natural is not None:
+                pixels = self._cut(self._draw(natural, generator).to(self.device), (y, x, h, w))
+                loss = loss + self.student(pixels)[:, :CHANNELS].float().square().mean()
+        if not bool(torch.isfinite(loss)):
+            raise DataError(
+                f"EfficientAD: the loss is not finite at step {step}; lower training.schedule.learning_rate"
+            )
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+
+    def _draw(self, pictures: KeptPictures, generator: torch.Generator) -> Tensor:
+        return pictures[torch.randint(len(pictures), (self.schedule.images,), generator=generator)]
+
+    def _window(self, generator: torch.Generator) -> tuple[int, int, int, int]:
+        """Row, column, height and width, in positions of the map, of what the student sees in this step."""
+        sides, places = [], []
+        for whole in self.grid:
+            side = whole if self.schedule.crop is None else min(whole, positions(self.schedule.crop))
+            sides.append(side)
+            places.append(int(torch.randint(whole - side + 1, (), generator=generator)))
+        return places[0], places[1], sides[0], sides[1]
+
+    def _cut(self, images: Tensor, window: tuple[int, int, int, int]) -> Tensor:
+        """Normalised pixels whose unpadded map is the window. Shapes: (b, 3, H, W) -> (b, 3, 4 h + 29, 4 w + 29)."""
+        y, x, h, w = window
+        margin = RECEPTIVE_FIELD - STRIDE
+        rows, columns = slice(STRIDE * y, STRIDE * (y + h) + margin), slice(STRIDE * x, STRIDE * (x + w) + margin)
+        return self._normalised(mirrored(images)[:, :, rows, columns])
+
+    def _both(self, images: Tensor, window: tuple[int, int, int, int]) -> tuple[Tensor, Tensor]:
+        """What the standardised teacher and the student say. Shapes: (b, 384, h, w), (b, 768, h, w)."""
+        pixels = self._cut(images, window)
+        return self._teacher(pixels), self.student(pixels).float()
+
+    @torch.no_grad()
+    def _teacher(self, pixels: Tensor) -> Tensor:
+        value: Tensor = self.scale(self.teacher.describe(pixels).float())
+        return value
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        return self.teacher.pixels.normalise(images).contiguous(memory_format=self.layout)
+
+    def _precision(self) -> AbstractContextManager[object]:
+        return torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext()
+
+    def _spread(self, pictures: KeptPictures, most: int | None) -> Iterator[Tensor]:
+        """Mirrored and normalised pictures, evenly spread over all, one by one. Shapes: (1, 3, H + 29, W + 29)."""
+        count = min(most or len(pictures), len(pictures))
+        for index in range(count):
+            image = pictures[torch.tensor([index * len(pictures) // count])]
+            yield self._normalised(mirrored(image.to(self.device)))
+
+    @torch.no_grad()
+    def _standardise(self, pictures: KeptPictures) -> None:
+        """Mean and deviation per channel of the teacher on the good pictures."""
+        sums, squares, count = torch.zeros(CHANNELS).double(), torch.zeros(CHANNELS).double(), 0
+        for pixels in self._spread(pictures, self.schedule.statistics):
+            told = self.teacher.describe(pixels).double().cpu()
+            sums += told.sum(dim=(0, 2, 3))
+            squares += told.square().sum(dim=(0, 2, 3))
+            count += told[:, 0].numel()
+        mean = sums / count
+        std = (squares / count - mean.square()).clamp(min=0).sqrt().clamp(min=1e-6)
+        self.scale.load_state_dict({"mean": mean.float().view(-1, 1, 1), "std": std.float().view(-1, 1, 1)})
+
+    @torch.no_grad()
+    def _start_from_teacher(self, pictures: KeptPictures) -> None:
+        """The student's layers become the teacher's; the first half of its last one the least-squares fit to it."""
+        network = patch_description_network(self.teacher.size).to(self.device)
+        network.load_state_dict(self.teacher.network.state_dict())
+        seen = ((pixels, self._teacher(pixels)) for pixels in self._spread(pictures, self.schedule.start))
+        refit_last(network, seen, self.schedule.ridge, share=0.5, seed=self.seed)
+        *body, last = self.student
+        for mine, its in zip(body, network, strict=False):
+            mine.load_state_dict(its.state_dict())
+        mine, its = cast(nn.Conv2d, last), cast(nn.Conv2d, network[-1])
+        mine.weight[:CHANNELS] = its.weight
+        cast(Tensor, mine.bias)[:CHANNELS] = cast(Tensor, its.bias)

@@ -1,0 +1,94 @@
+"""Trunks that learn from good pictures before they are frozen: trained once per seed and pictures, then kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from filelock import FileLock
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from manyeyes.backbones import TrainableTrunk
+from manyeyes.backbones.contract import PicturesIn
+from manyeyes.data import Frame, ImageBatches, Sample, paths_to_samples
+from manyeyes.ensemble.ensemble import Ensemble
+from manyeyes.ensemble.store import samples_fingerprint
+from manyeyes.errors import RunError
+from manyeyes.files import make_folder, writing
+from manyeyes.progress import Progress
+
+BATCH = 8
+PREFIX = "trained."
+TRAINED = "trained"
+"""Folder, beside the stored features, of trunks that had to be trained."""
+
+
+class Pictures:
+    """The pictures of some samples on their canvas, batch by batch; re-iterable. Yields: (b, 3, H, W) in [0, 1]."""
+
+    def __init__(self, samples: Sequence[Sample], frame: Frame, skip_bad: bool) -> None:
+        self.batches = ImageBatches(samples, frame, BATCH, skip_bad=skip_bad)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (batch.images for batch in self.batches)
+
+
+def train_trunks(
+    ensemble: Ensemble, train: Sequence[Sample], frame: Frame, folder: Path, skip_bad: bool, progress: Progress
+) -> None:
+    """Train what has to be trained on ``train``, or take what an equal training has left in ``folder``.
+
+    A killed training goes on where it stopped; a second process that needs the same one waits for it.
+    Raises: as `TrainableTrunk.fit`; RunError if a kept training is broken.
+    """
+    waiting = [trunk for trunk in ensemble.trainable if not trunk.is_fitted]
+    if not waiting:
+        return
+    make_folder(folder)
+    pictures = samples_fingerprint(train, frame, skip_bad)
+    seed = ensemble.config.seed
+    for trunk in waiting:
+        identity = trunk.identity(seed, pictures)
+        path = folder / f"{identity}.safetensors"
+        with FileLock(path.with_suffix(".lock")):
+            if path.exists():
+                trunk.restore(_load(path), identity)
+                continue
+            checkpoint = path.with_suffix(".checkpoint")
+            images = Pictures(train, frame, skip_bad)
+            trunk.fit(images, identity, seed, _pictures_in(frame), checkpoint, progress)
+            with writing(path) as temporary:
+                save_file({key: value.cpu() for key, value in trunk.learned().items()}, str(temporary))
+            checkpoint.unlink(missing_ok=True)
+    ensemble.look_again()
+
+
+def _pictures_in(frame: Frame) -> PicturesIn:
+    whole = Frame(size=frame.size)
+    return lambda folder: Pictures(paths_to_samples([folder]), whole, skip_bad=True)
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(str(path))
+    except (SafetensorError, OSError) as error:
+        raise RunError(f"{path}: is no whole training ({error}); delete it and train again") from None
+
+
+def learned_tensors(trunks: Iterable[TrainableTrunk]) -> dict[str, Tensor]:
+    """What all trained trunks have learned, for the run: names begin with `PREFIX` and the trunk's declared key."""
+    return {f"{PREFIX}{trunk.declared_key}.{key}": value for trunk in trunks for key, value in trunk.learned().items()}
+
+
+def restore_trunks(ensemble: Ensemble, keys: Iterable[str], state: Mapping[str, Tensor]) -> None:
+    """Give trainable trunks what a run has saved of them; ``keys`` are the keys of the run's trunks."""
+    for trunk in ensemble.trainable:
+        start = f"{PREFIX}{trunk.declared_key}."
+        learned = {key[len(start) :]: value for key, value in state.items() if key.startswith(start)}
+        for key in keys:
+            if learned and key.startswith(f"{trunk.declared_key}-"):
+                trunk.restore(learned, key[len(trunk.declared_key) + 1 :])
+    if ensemble.trainable:
+        ensemble.look_again()

@@ -1,0 +1,120 @@
+"""EfficientAD's own head: its local and global maps, each on the scale of good parts, averaged.
+
+Source: Batzner, Heckler, Koenig, WACV 2024, arXiv 2303.14535, section 3.3: 0.1 (m - q_0.9) / (q_0.995 - q_0.9), the
+quantiles over all pixels of validation normals; the image score is the maximum.
+Where we differ: quantiles from a regular subsample where there are more than two million pixels, and on the map's own
+grid instead of the picture's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import ClassVar, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from manyeyes.config import Config
+from manyeyes.errors import DataError, ShapeError
+from manyeyes.heads.contract import Pyramid, PyramidHead, Reads, unseen
+from manyeyes.maps import MapSpec, check_maps
+from manyeyes.progress import Advance
+
+MOST = 1 << 21
+UNIT = 0.1
+"""Height of a normalised map at its higher quantile."""
+
+
+class EfficientAdHeadConfig(Config):
+    """Averages maps of one channel that already are anomaly maps, such as EfficientAD's local and global."""
+
+    reads: ClassVar[Reads] = "pyramid"
+    kind: Literal["efficientad"] = "efficientad"
+    quantiles: tuple[float, float] = Field((0.9, 0.995), description="of good pixels; they become 0 and 0.1")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        low, high = self.quantiles
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"quantiles: expected two numbers 0 <= low < high <= 1, got {list(self.quantiles)}")
+        return self
+
+    def build(self, specs: tuple[MapSpec, ...]) -> EfficientAdHead:
+        """Raises: ShapeError unless all maps have one channel and one grid."""
+        return EfficientAdHead(self, specs)
+
+
+class EfficientAdHead(PyramidHead):
+    """Mean of the quantile-normalised maps; the image score is the maximum.
+
+    Shapes: k x (b, 1, h, w) -> (b, h, w), (b,). Units: 0.1 from the lower to the higher quantile of good pixels.
+    Raises: DataError if there is no image or a value is not finite; NotFittedError before ``fit``.
+    """
+
+    low_: Tensor
+    high_: Tensor
+
+    def __init__(self, config: EfficientAdHeadConfig, specs: tuple[MapSpec, ...]) -> None:
+        super().__init__()
+        if any(spec.channels != 1 for spec in specs) or len({spec.grid for spec in specs}) != 1:
+            found = ", ".join(f"{spec.name} ({spec.channels} x {spec.grid[0]} x {spec.grid[1]})" for spec in specs)
+            raise ShapeError(f"head efficientad: expected maps of 1 channel on one grid (local, global), got {found}")
+        self.config, self.specs = config, specs
+        self.declare("low_", "high_")
+
+    def fit(
+        self,
+        pyramids: Iterable[Pyramid],
+        seed: int,
+        advance: Advance = unseen,
+        checkpoint: Path | None = None,
+    ) -> Self:
+        """Take the quantiles of these pictures; `calibrate` takes better ones. Nothing is random."""
+        del seed, advance, checkpoint
+        return self.calibrate(pyramids)
+
+    @torch.no_grad()
+    def calibrate(self, pyramids: Iterable[Pyramid]) -> Self:
+        """Take the quantiles of pictures that nothing was trained on."""
+        pixels = [thinned(batch[index] for batch in self._checked(pyramids)) for index in range(len(self.specs))]
+        at = torch.tensor(self.config.quantiles, device=pixels[0].device)
+        self.low_, self.high_ = torch.stack([torch.quantile(values, at) for values in pixels], dim=1)
+        return self
+
+    def _checked(self, pyramids: Iterable[Pyramid]) -> Iterator[Pyramid]:
+        for batch in pyramids:
+            check_maps(batch, self.specs)
+            yield batch
+
+    @torch.no_grad()
+    def judge(self, maps: Pyramid) -> tuple[Tensor, Tensor]:
+        self.require_fit()
+        check_maps(maps, self.specs)
+        # Equal quantiles, as of constant maps, leave the map's own unit.
+        span = torch.where(self.high_ > self.low_, self.high_ - self.low_, torch.ones_like(self.low_))
+        scaled = UNIT * (torch.cat(maps, dim=1).float() - self.low_.view(-1, 1, 1)) / span.view(-1, 1, 1)
+        anomaly_map = scaled.mean(dim=1)
+        return anomaly_map, anomaly_map.amax(dim=(1, 2))
+
+
+def thinned(batches: Iterable[Tensor]) -> Tensor:
+    """All values, or every 2nd, 4th ... of them, so that fewer than `MOST` are held. Shapes: any each -> (n,).
+
+    Raises: DataError if there is none or one is not finite.
+    """
+    parts: list[Tensor] = []
+    every, seen, held = 1, 0, 0
+    for batch in batches:
+        values = batch.float().flatten()
+        if not bool(torch.isfinite(values).all()):
+            raise DataError("head efficientad: a map of a good picture is not finite")
+        parts.append(values[-seen % every :: every])
+        seen, held = seen + len(values), held + len(parts[-1])
+        while held > MOST:
+            parts, every = [torch.cat(parts)[::2]], 2 * every
+            held = len(parts[0])
+    if not held:
+        raise DataError("head efficientad: expected at least one good picture")
+    return torch.cat(parts)
