@@ -38,3 +38,18 @@ def trunk_precision(device: torch.device, precision: Precision = "auto") -> Abst
     if precision == "float32":
         return nullcontext()
     return torch.autocast(device.type, dtype=getattr(torch, precision))
+
+
+def training_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Autocast to bfloat16 for the networks that learn, where the hardware multiplies it faster; weights stay float32.
+
+    On a CPU with bfloat16 instructions a step of a patch description network takes half the time.
+    """
+    if device.type == "cuda" or (device.type == "cpu" and multiplies_bfloat16()):
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions for bfloat16; PyTorch only tells so in private, and not in every version."""
+    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
