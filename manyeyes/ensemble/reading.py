@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from io import BufferedRandom
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
-from manyeyes.errors import RunError
+from manyeyes.errors import DataError, RunError
 from manyeyes.files import reserve
 
 Taps = Mapping[str, Tensor]
 T = TypeVar("T")
+SAME = 2e-3
+"""Features of equal pictures may differ by this part of the largest: twice the rounding to half precision."""
 
 
 class TapSource(Protocol):
@@ -58,44 +63,64 @@ class Reading(Generic[T]):
 class Embeddings:
     """Embeddings of all pictures, computed in the first pass and read from a temporary file in every later one.
 
-    Yields: (b, d, h, w) float32. The file is half precision, like the features that it comes from, and has no name,
-    so that it vanishes with the process.
+    Yields: (b, d, h, w) float32, channels last in memory. The file is half precision, like the features that it comes
+    from, and has no name, so that it vanishes with the process. It is read and written in pieces, never mapped: pages
+    of a map count as memory of the process, and would grow with the number of pictures.
     """
 
     def __init__(self, taps: TapSource, embed: Callable[[Taps], Tensor]) -> None:
         self.taps, self.embed = taps, embed
-        self.file: np.memmap | None = None
+        self.file: BufferedRandom | None = None
 
     def __iter__(self) -> Iterator[Tensor]:
         if self.file is None:
             yield from self._first_pass()
             return
-        start = 0
-        for count in self.counts:
-            yield torch.from_numpy(self.file[start : start + count]).to(self.device).float()
-            start += count
+        offset = 0
+        for shape in self.shapes:
+            stored = np.empty(shape, np.float16)
+            self.file.seek(offset)
+            self.file.readinto(stored.data.cast("B"))
+            offset += stored.nbytes
+            yield rearrange(torch.from_numpy(stored), "b h w d -> b d h w").to(self.device).float()
 
     def _first_pass(self) -> Iterator[Tensor]:
-        file: np.memmap | None = None
-        counts: list[int] = []
+        file: BufferedRandom | None = None
+        shapes: list[tuple[int, ...]] = []
         for embedding in Reading(self.taps, self.embed):
+            stored = rearrange(embedding.half(), "b d h w -> b h w d")
             if file is None:
-                shape = (len(self.taps), *embedding.shape[1:])
-                file = _scratch_file(self.taps.scratch, shape)
+                needed = len(self.taps) * stored[0].numel() * stored.element_size()
+                file = _scratch_file(self.taps.scratch, needed)
                 self.device = embedding.device
-            stored = embedding.half()
-            file[sum(counts) : sum(counts) + len(stored)] = stored.cpu().numpy()
-            counts.append(len(stored))
-            yield stored.float()
-        self.file, self.counts = file, counts
+            # Another pass may have read elsewhere since.
+            file.seek(sum(int(np.prod(shape)) for shape in shapes) * stored.element_size())
+            file.write(np.ascontiguousarray(stored.cpu().numpy()).data.cast("B"))
+            shapes.append(tuple(stored.shape))
+            yield rearrange(stored, "b h w d -> b d h w").float()
+        self.file, self.shapes = file, shapes
 
 
-def _scratch_file(folder: Path | None, shape: tuple[int, ...]) -> np.memmap:
-    """Half-precision numbers in a file without a name. Raises: RunError if the disk is full."""
+def _scratch_file(folder: Path | None, needed: int) -> BufferedRandom:
+    """A file of ``needed`` bytes without a name. Raises: RunError if the disk is full."""
     where = folder or tempfile.gettempdir()
     try:
         with tempfile.TemporaryFile(dir=folder) as handle:
-            reserve(handle.fileno(), int(np.prod(shape)) * 2, where)
-            return np.memmap(handle, dtype=np.float16, mode="r+", shape=shape)
+            reserve(handle.fileno(), needed, where)
+            return os.fdopen(os.dup(handle.fileno()), "r+b")
     except OSError as error:
         raise RunError(f"{where}: embeddings cannot be kept there ({error.strerror}); choose another folder") from None
+
+
+def require_difference(taps: TapSource) -> None:
+    """Raises: DataError if there are several pictures and all look the same. Reads up to the first that differs."""
+    first: dict[str, Tensor] = {}
+    for batch in taps:
+        for key, value in batch.items():
+            reference = first.setdefault(key, value[:1])
+            if bool(((value - reference).abs() > SAME * reference.abs().max()).any()):
+                return
+    if len(taps) > 1:
+        raise DataError(
+            f"all {len(taps)} training pictures are equal, so nothing shows how good parts vary; give different ones"
+        )

@@ -29,6 +29,8 @@ Indices = NDArray[np.int64]
 Progress = Callable[[int, int], None]
 Precision = Literal["float16", "float32"]
 CHECKPOINT_SECONDS = 5.0
+REOPEN = 32
+"""Batches between two openings of the store's files."""
 
 
 def samples_fingerprint(samples: Sequence[Sample], frame: Frame, skip_bad: bool) -> str:
@@ -83,9 +85,10 @@ class StoredTaps:
         )
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        # Opened anew for every pass, so that pages of an earlier pass are given back.
-        files = {key: np.load(path, mmap_mode="r", allow_pickle=False) for key, path in self.arrays.items()}
-        for start in range(0, len(self.indices), self.batch_size):
+        files: dict[str, np.memmap] = {}
+        for number, start in enumerate(range(0, len(self.indices), self.batch_size)):
+            if number % REOPEN == 0:  # so that pages already read, which count as memory, are given back
+                files = {key: np.load(path, mmap_mode="r", allow_pickle=False) for key, path in self.arrays.items()}
             rows = self.indices[start : start + self.batch_size]
             yield {key: torch.from_numpy(file[rows]).to(self.device).float() for key, file in files.items()}
 
@@ -162,6 +165,7 @@ class FeatureStore:
                 if time.monotonic() - saved > CHECKPOINT_SECONDS:
                     for file in files.values():
                         file.flush()
+                    files.clear()  # gives their pages back, which count as memory; opened again by the next batch
                     self._checkpoint(folders, missing, number + 1, row, batches)
                     saved = time.monotonic()
                 if progress:
