@@ -105,6 +105,14 @@ class PyramidHead(Fitted, ABC):
         Shapes: k x (b, c_i, h_i, w_i) -> (b, h, w), (b,). Raises: NotFittedError before ``fit``.
         """
 
+    def examine(self, maps: Pyramid) -> tuple[Tensor, Tensor, Pyramid]:
+        """`judge`, and the values whose rarity an a-contrario mask counts: the map, where a head has no better ones.
+
+        Shapes: k x (b, c_i, h_i, w_i) -> (b, h, w), (b,), m x (b, d_j, h_j, w_j).
+        """
+        anomaly_map, scores = self.judge(maps)
+        return anomaly_map, scores, (anomaly_map[:, None],)
+
     def score(self, maps: Pyramid) -> Tensor:
         """Image score. Shapes: k x (b, c_i, h_i, w_i) -> (b,)."""
         return self.judge(maps)[1]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from manyeyes.config import Config
 from manyeyes.errors import DataError, ShapeError
-from manyeyes.heads.contract import Pyramid, PyramidHead, Reads, unseen
+from manyeyes.heads.contract import Pyramid, PyramidHead, unseen
 from manyeyes.maps import MapSpec, check_maps
 from manyeyes.progress import Advance
 
@@ -30,7 +30,7 @@ UNIT = 0.1
 class EfficientAdHeadConfig(Config):
     """Averages maps of one channel that already are anomaly maps, such as EfficientAD's local and global."""
 
-    reads: ClassVar[Reads] = "pyramid"
+    reads: ClassVar[Literal["pyramid"]] = "pyramid"
     kind: Literal["efficientad"] = "efficientad"
     quantiles: tuple[float, float] = Field((0.9, 0.995), description="of good pixels; they become 0 and 0.1")
 

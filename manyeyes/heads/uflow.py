@@ -113,8 +113,13 @@ class UFlowHead(PyramidHead):
         return cast(Pyramid, self.flow(self.standardised(maps))[0])
 
     def judge(self, maps: Pyramid) -> tuple[Tensor, Tensor]:
-        anomaly_map = likelihood_map(self.latents(maps))
-        return anomaly_map, anomaly_map.amax(dim=(1, 2))
+        return self.examine(maps)[:2]
+
+    def examine(self, maps: Pyramid) -> tuple[Tensor, Tensor, Pyramid]:
+        """The map, its maximum, and the squares of the latents, coarse to fine."""
+        latents = self.latents(maps)
+        anomaly_map = likelihood_map(latents)
+        return anomaly_map, anomaly_map.amax(dim=(1, 2)), tuple(latent.square() for latent in latents)
 
 
 def likelihood_map(latents: Pyramid) -> Tensor:
