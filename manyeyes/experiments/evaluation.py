@@ -36,11 +36,15 @@ NO_MAPS = "the ensemble has no picturable head, so there are no maps to measure"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """``figures`` are JSON-ready; ``pictures`` has a row per test picture; ``maps`` are its (n, 64, 64) float16."""
+    """``figures`` are JSON-ready; ``pictures`` has a row per test picture; ``maps`` are its (n, 64, 64) float16.
+
+    ``pro_curve`` is false-positive rates and overlaps, None where there is no mask or no map.
+    """
 
     figures: dict[str, Any]
     pictures: list[dict[str, Any]]
     maps: NDArray[np.float16]
+    pro_curve: list[list[float]] | None = None
 
 
 def measure(
@@ -94,6 +98,7 @@ def measure(
         raise DataError("there is no test picture to measure with")
     pixel_threshold = float(ensemble.map_threshold_) if has_pixels else None
     figures = summarise(image, pixel, threshold, pixel_threshold, repetitions)
+    pro_curve = figures.pop("pro_curve")
     if not ensemble.picturable:
         figures["undefined"] = {
             path: NO_MAPS if "pixel." in path else why for path, why in figures["undefined"].items()
@@ -113,7 +118,7 @@ def measure(
     if not good:
         figures["undefined"]["false_alarm_rate.observed"] = "there is no good image"
     figures["notes"] = [*ensemble.notes, *figures["notes"]]
-    return Evaluation(figures, pictures, np.concatenate(thumbnails))
+    return Evaluation(figures, pictures, np.concatenate(thumbnails), pro_curve)
 
 
 def _measure_map(pixel: PixelStatistics, canvas_map: Tensor, sample: Sample, frame: Frame) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from manyeyes.experiments.evaluation import Evaluation
 from manyeyes.files import read_json, write_json, writing
 
-FIGURES, PICTURES, MAPS = "figures.json", "pictures.json", "maps.npy"
+FIGURES, PICTURES, MAPS, CURVES = "figures.json", "pictures.json", "maps.npy", "curves.json"
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,12 @@ class Cell:
     @property
     def pictures(self) -> list[dict[str, Any]]:
         return list(read_json(self.folder / PICTURES))
+
+    @property
+    def pro_curve(self) -> list[list[float]] | None:
+        """False-positive rates and mean overlaps of the PRO curve; None where there is none."""
+        found: list[list[float]] | None = read_json(self.folder / CURVES)["pro"]
+        return found
 
     @property
     def maps(self) -> np.ndarray:
@@ -84,5 +90,6 @@ def write_cell(cell: Cell, result: Evaluation) -> None:
     with writing(cell.folder / MAPS) as temporary, open(temporary, "wb") as file:
         np.save(file, result.maps, allow_pickle=False)
     write_json(cell.folder / PICTURES, result.pictures)
+    write_json(cell.folder / CURVES, {"pro": result.pro_curve})
     identity = {"ensemble": cell.ensemble, "data": cell.data, "seed": cell.seed, "fold": cell.fold}
     write_json(cell.folder / FIGURES, {**identity, **result.figures})

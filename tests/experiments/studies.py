@@ -74,6 +74,9 @@ def finished_cell(
         maps += rng.normal(size=maps.shape).astype(np.float16) * 0.3
         maps[labels == 1, 13:27, 30:40] = 4
     figures = summarise(image, pixel, threshold)
+    figures.pop("pro_curve")
+    rising = np.linspace(0, 1, 9)
+    pro_curve = [(0.3 * rising).tolist(), (rising ** (1 / (1 + strength))).tolist()] if draws else None
     figures["pixel"]["au_pro"] = figures.pop("au_pro")
 
     def auroc(values: np.ndarray) -> float | None:
@@ -109,7 +112,7 @@ def finished_cell(
         "branches.0.heads.fused/discriminator.weight": torch.zeros(1),
     }
     save_file(fused, str(cell.run / "state.safetensors"))
-    write_cell(cell, Evaluation(figures, pictures, maps))
+    write_cell(cell, Evaluation(figures, pictures, maps, pro_curve))
     return cell
 
 

@@ -149,7 +149,7 @@ def test_the_table_has_a_row_per_ensemble_and_the_mean_over_sets(
     assert float(rows[0]["mean"].split()[0]) == pytest.approx(
         np.mean([100 * cell.figures["image"]["auroc"] for cell in found.cells if cell.ensemble == "scores"]), abs=0.1
     )
-    assert [row["against scores"] for row in costs][0] == "baseline"
+    assert next(row["against scores"] for row in costs) == "baseline"
     assert all(float(row["artefact MB"]) > 0 and float(row["peak MB"]) > 0 for row in costs)
     assert found.sets == ["striped", "other"]
 

@@ -40,6 +40,8 @@ Cell = tuple[str, str]
 
 LIMITS = (0.01, 0.05, 0.1, 0.3, 1.0)
 PRO_LIMIT = 0.3
+CURVE = 120
+"""Points of a PRO curve that are kept: more cannot be seen."""
 BUDGET = 2**31
 """Bytes of exact scores kept before they are compressed, 2,000 maps of 512 x 512; finishing needs as much again."""
 
@@ -186,12 +188,13 @@ class PixelStatistics:
         threshold: float | None = None,
         repetitions: int = 0,
         seed: int = 0,
-    ) -> dict[str, dict[str, Any]]:
+    ) -> dict[str, Any]:
         """``{"all": {...}, "groups": {name: {...}}, "defects": {name: {...}}}``, each together with all good images.
 
         Each holds ``auroc``, ``aupr``, ``f1_max``, ``f1_threshold``, ``iou_max`` (at that threshold), ``au_pro``, and
         groups also ``au_spro`` by limit; with a threshold ``iou`` too. ``groups`` ends with the ``mean`` of AU-sPRO.
         With ``repetitions`` > 0 areas and F1 max carry a 95 % stratified bootstrap interval over images.
+        ``curve`` is the PRO curve of "all", false-positive rates and overlaps up to ``limit``; None where undefined.
         """
         cells: dict[Cell, list[PixelImage]] = {}
         for image in self.images:
@@ -218,15 +221,21 @@ class PixelStatistics:
             return values
 
         def plain(kept: tuple[Cell, ...]) -> dict[str, Any]:
-            return {name: value for name, value in figures(kept).items() if name != "au_spro"}
+            return {name: value for name, value in figures(kept).items() if isinstance(value, Figure)}
 
-        groups = {name: figures(kept) for name, kept in of_groups.items()}
+        groups = {name: plain(kept) | {"au_spro": figures(kept)["au_spro"]} for name, kept in of_groups.items()}
         if groups:
             spros = {name: found["au_spro"] for name, found in groups.items()}
             groups["mean"] = {"au_spro": {key: mean({g: s[key] for g, s in spros.items()}) for key in map(str, limits)}}
         kinds = sorted({defect for defect, _ in cells} - {"good"})
         defects = {kind: plain(chosen(0, kind)) for kind in kinds}
-        return {"all": plain(chosen(0, None)), "groups": groups, "defects": defects}
+        everything = chosen(0, None)
+        return {
+            "all": plain(everything),
+            "groups": groups,
+            "defects": defects,
+            "curve": figures(everything).get("pro_curve"),
+        }
 
 
 def _figures(
@@ -262,12 +271,28 @@ def _figures(
         "iou_max": Figure(float(f1[best] / (2 - f1[best]))),
         "au_pro": Figure(float(ranks.area_under_overlap(counts, overlap, limit))),
     }
+    values["pro_curve"] = pro_curve(counts, overlap, limit)
     if threshold is not None:
         values["iou"] = Figure(iou(images, negatives, threshold))
     if limits:
         overlap = mean_overlap(counts, images, "regions")
         values["au_spro"] = {str(at): Figure(float(ranks.area_under_overlap(counts, overlap, at))) for at in limits}
     return values
+
+
+def pro_curve(counts: RankCounts, overlap: Array, limit: float) -> tuple[Array, Array]:
+    """The curve under which AU-PRO is the area, thinned to at most ``CURVE`` points evenly spaced along it.
+
+    Returns: false-positive rates up to ``limit`` and mean overlaps, both rising from 0, (p,).
+    """
+    rates = np.concatenate([[0.0], counts.negatives / counts.n_negatives])
+    overlaps = np.concatenate([[0.0], overlap])
+    last = int(np.searchsorted(rates, limit, side="right"))
+    end = np.interp(limit, rates, overlaps)
+    rates, overlaps = np.append(rates[:last], limit), np.append(overlaps[:last], end)
+    along = np.cumsum(np.abs(np.diff(rates, prepend=0.0)) / limit + np.abs(np.diff(overlaps, prepend=0.0)))
+    kept = np.unique(np.searchsorted(along, np.linspace(0, along[-1], CURVE)).clip(0, len(rates) - 1))
+    return rates[kept], overlaps[kept]
 
 
 def iou(images: Sequence[PixelImage], negatives: Sequence[SortedScores], threshold: float) -> float:

@@ -19,7 +19,8 @@ def summarise(
     limit: float = PRO_LIMIT,
     limits: tuple[float, ...] = LIMITS,
 ) -> dict[str, Any]:
-    """``image``, ``pixel``, ``au_pro``, ``au_spro`` (only where the statistics have groups), ``by_defect``, ``counts``.
+    """``image``, ``pixel``, ``au_pro``, ``au_spro`` (only where the statistics have groups), ``by_defect``, ``counts``,
+    ``pro_curve`` (false-positive rates and overlaps, or null).
 
     A null has its reason in ``undefined``, under its dotted path; ``intervals`` holds the 95 % intervals where
     ``repetitions`` > 0; ``notes`` holds what a reader must know. With groups (LOCO), ``image`` also has each group
@@ -44,4 +45,6 @@ def summarise(
     }
     summary = to_json(tree, pixel.notes)
     kinds = {kind: len(image.of_defect(kind)) for kind in image.kinds()}
-    return summary | {"counts": {"good": len(good), "defective": sum(kinds.values()), "by_defect": kinds}}
+    counts = {"good": len(good), "defective": sum(kinds.values()), "by_defect": kinds}
+    curve = found["curve"] and [values.round(5).tolist() for values in found["curve"]]
+    return summary | {"counts": counts, "pro_curve": curve}
