@@ -28,6 +28,12 @@ def coreset_coordinates(features: Tensor, dimensions: int = 64) -> Tensor:
 
     The axes come from at most 65,536 evenly spaced rows. Distances never grow: the axes are orthonormal.
 
+    What it costs at most: let R be the covering radius on all channels of k greedy picks made on these coordinates, r
+    theirs on the coordinates, G that of k exact greedy picks on all channels, and t the largest norm that the axes left
+    out hold of a centred row. Two rows differ there by at most 2t, so R^2 <= r^2 + 4 t^2. Greedy picks cover with at
+    most twice the best radius of any k picks (Gonzalez), which shrinks under projection and is at most G on all
+    channels: r <= 2 G. Together R <= 2 sqrt(G^2 + t^2) (tests/heads/test_coreset.py).
+
     Shapes: (n, d) -> (n, min(d, dimensions)) float32, centred. Equals sklearn PCA up to sign where n <= 65,536.
     """
     features = features.float()

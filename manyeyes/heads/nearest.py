@@ -132,7 +132,8 @@ def tiled(b: int, h: int, w: int) -> Tensor:
     """
     side = max(1, round((BLOCK / b) ** 0.5))
     tile = repeat(torch.arange(h) // side * w, "h -> b h w", b=b, w=w) + torch.arange(w) // side
-    return rearrange(tile, "b h w -> (b h w)").argsort(stable=True)
+    order: Tensor = rearrange(tile, "b h w -> (b h w)").argsort(stable=True)
+    return order
 
 
 def faiss_nearest(rows: Tensor, bank: Tensor, k: int) -> Tensor:

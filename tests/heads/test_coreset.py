@@ -78,6 +78,24 @@ def test_greedy_is_within_twice_the_best_radius():
     assert covering_radius(points, picks) <= 2 * min(covering_radius(points, other) for other in others)
 
 
+@settings(max_examples=25, deadline=None)
+@given(
+    axes=st.integers(1, 12), count=st.integers(1, 60), decay=st.sampled_from([0.0, 1.0, 3.0]), seed=st.integers(0, 99)
+)
+def test_radius_of_picks_on_few_axes_is_bounded_by_exact_greedy(axes, count, decay, seed):
+    """The bounds that `coreset_coordinates` states, on all channels, for spectra that fall slowly and fast."""
+    points = cloud(400, 16, seed) * torch.arange(1, 17).float() ** -decay
+    coordinates = coreset_coordinates(points, axes)
+    picks = greedy_coreset(coordinates, count, seed)
+    radius, projected = covering_radius(points, picks), covering_radius(coordinates, picks)
+    exact = covering_radius(points, greedy_coreset(points, count, seed))
+    left_out = (points - points.mean(dim=0)).square().sum(dim=1) - coordinates.square().sum(dim=1)
+    tail = float(left_out.clamp_min(0).max())
+    assert radius <= (projected**2 + 4 * tail) ** 0.5 * (1 + 1e-4)
+    assert projected <= 2 * exact * (1 + 1e-4)
+    assert radius <= 2 * (exact**2 + tail) ** 0.5 * (1 + 1e-4)
+
+
 def test_covering_radius_equals_a_distance_matrix():
     points = cloud(3000, 8)
     picks = torch.tensor([3, 500, 2999])

@@ -120,8 +120,20 @@ def test_search_finds_the_nearest_of_near_twins():
     assert nearest_entries(rows, bank, 2, chunk=16).sort(dim=1).values[:, 1].tolist() == list(range(50, 100))
 
 
-@pytest.mark.skipif(FAISS, reason="faiss is installed, so there is nothing to refuse")
-def test_missing_faiss_is_named_when_the_head_is_built():
+def test_a_bank_for_ten_thousand_images_fits_in_four_gigabytes():
+    """By arithmetic, for the widest map of the literature: what a fit holds does not grow with the images."""
+    config, channels, positions = MemoryBankConfig(), 1536, 10_000 * 32 * 32
+    assert config.ratio * positions > config.max_entries, "the limits are reached: more images change nothing"
+    assert positions > config.candidates
+    drawn = config.candidates * (channels + 3)  # with each position's key, order and image
+    chosen_on = config.candidates * (3 * config.coreset_dimensions + 4)  # coordinates, and rows and queries lifted
+    bank = config.max_entries * channels
+    search = 2 * bank + 2 * config.chunk**2
+    assert 4 * (drawn + chosen_on + bank + search) < 4e9
+
+
+def test_missing_faiss_is_named_when_the_head_is_built(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install manyeyes\[faiss\]"):
         MemoryBankConfig(search="faiss").build(4)
 
