@@ -33,12 +33,17 @@ PARTS = 100
 
 @dataclass(frozen=True)
 class Judgement:
-    """What one branch says of a batch: a score per head, and a map per picturable head, by name."""
+    """What one branch says of a batch: a score per head, and a map per picturable head, by name.
+
+    ``evidence`` is what an a-contrario mask counts in: the map itself, or what a head knows better.
+    """
 
     scores: dict[str, Tensor]
     """(b,) each."""
     maps: dict[str, Tensor]
     """(b, h, w) each, on the branch's grid."""
+    evidence: dict[str, Pyramid]
+    """m x (b, c_j, h_j, w_j) each"""
 
 
 class Branch(nn.Module):
@@ -78,10 +83,10 @@ class Branch(nn.Module):
                     self.heads[name] = config.build(self.fusion.channels)
             elif name in self.heads:
                 continue
-            elif config.reads == "pyramid":
-                self.heads[name] = config.build(self.spatial_specs)
-            else:
+            elif config.reads == "vector":
                 self.heads[name] = config.build(width)
+            else:
+                self.heads[name] = config.build(self.spatial_specs)
 
     @property
     def map_names(self) -> list[str]:
@@ -122,20 +127,23 @@ class Branch(nn.Module):
         embedding = self.embed(raw) if self.fusion is not None else None
         vectors = pooled(raw) if "vector" in self.reads else None
         pyramid = self.pyramid(raw) if "pyramid" in self.reads else None
-        scores, maps = {}, {}
+        scores: dict[str, Tensor] = {}
+        maps: dict[str, Tensor] = {}
+        evidence: dict[str, Pyramid] = {}
         for name in self.names:
             head = self.heads[name]
             if isinstance(head, MapHead):
                 assert embedding is not None
                 maps[name], scores[name] = head.judge(embedding)
+                evidence[name] = (maps[name][:, None],)
             elif isinstance(head, PyramidHead):
                 assert pyramid is not None
-                maps[name], scores[name] = head.judge(pyramid)
+                maps[name], scores[name], evidence[name] = head.examine(pyramid)
             else:
                 assert isinstance(head, VectorHead)
                 assert vectors is not None
                 scores[name] = head.score(vectors)
-        return Judgement(scores, maps)
+        return Judgement(scores, maps, evidence)
 
     def fit(self, taps: TapSource, seed: int, advance: Advance, memory: Memory = fit_anew) -> Self:
         """Fit the block, then every head. Reads the taps once for the block and once for all heads on the embedding;

@@ -21,7 +21,9 @@ from manyeyes.config import Config
 from manyeyes.data import Frame
 from manyeyes.errors import ConfigError
 from manyeyes.fusion import (
+    AutoConfig,
     CombinerConfig,
+    EnsembleFusionConfig,
     FisherConfig,
     FusionConfig,
     IndependentPcaConfig,
@@ -30,8 +32,9 @@ from manyeyes.fusion import (
     ScoreLevelConfig,
     WeightedConfig,
     ZScoreConfig,
+    require_known,
 )
-from manyeyes.heads import HeadConfig
+from manyeyes.heads import AContrarioConfig, HeadConfig
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 FUSED = "fused"
@@ -57,6 +60,15 @@ class ThresholdConfig(Config):
     false_alarm_rate: float = Field(0.05, gt=0, lt=1, description="share of good parts that may raise an alarm")
 
 
+class ConformalMaskConfig(Config):
+    """Where the drawn map reaches a height that no pixel of a good part reaches, but for the false-alarm rate."""
+
+    kind: Literal["conformal"] = "conformal"
+
+
+MaskConfig = Annotated[ConformalMaskConfig | AContrarioConfig, Field(discriminator="kind")]
+
+
 class EnsembleConfig(Config):
     """Everything that a fit depends on besides the pictures. Equal fingerprints give equal ensembles."""
 
@@ -64,7 +76,7 @@ class EnsembleConfig(Config):
     seed: int = Field(0, ge=0, description="seeds the held-out split, the coresets and the discriminator")
     frame: Frame = Field(Frame(), description="how a picture is brought to the canvas that all trunks see")
     members: tuple[MemberConfig, ...] = Field(min_length=1)
-    fusion: FusionConfig = Field(IndependentPcaConfig(), description="how the members' maps become one map")
+    fusion: EnsembleFusionConfig = Field(IndependentPcaConfig(), description="how the members' maps become one map")
     heads: tuple[HeadConfig, ...] = Field((), description="heads on the fused map; none with kind: score_level")
     grid: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         None, description="side of the square grid that maps are fused and judged on; by default that of the finest map"
@@ -72,6 +84,7 @@ class EnsembleConfig(Config):
     normaliser: NormaliserConfig = Field(ZScoreConfig(), description="brings every head's scores to one scale")
     combiner: CombinerConfig = Field(PositiveSquareConfig(), description="makes one score of all heads' scores")
     threshold: ThresholdConfig = ThresholdConfig()
+    mask: MaskConfig = Field(ConformalMaskConfig(), description="which pixels of a picture are marked as defective")
     validation: float = Field(
         0.15, gt=0, lt=1, description="share of the training pictures held out where a set has no validation split"
     )
@@ -86,8 +99,9 @@ class EnsembleConfig(Config):
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise ValueError(f"members must have different names, {', '.join(repeated)} stands more than once")
-        if FUSED in names:
-            raise ValueError(f"a member cannot be called {FUSED!r}: that names the fused map's scores")
+        for taken in (FUSED, *(name for name, _ in self.fusions)):
+            if taken in names:
+                raise ValueError(f"a member cannot be called {taken!r}: that names the fused map's scores")
         if isinstance(self.fusion, ScoreLevelConfig):
             if self.heads:
                 raise ValueError("heads judge a fused map, but fusion.kind is score_level: give heads to the members")
@@ -95,12 +109,14 @@ class EnsembleConfig(Config):
                 raise ValueError("fusion.kind is score_level, so at least one member needs heads")
         elif not self.heads:
             raise ValueError(f"fusion.kind is {self.fusion.kind}, so at least one entry in heads is needed")
-        if not isinstance(self.fusion, ScoreLevelConfig) and not any(member.fuse for member in self.members):
+        if self.fusions and not any(member.fuse for member in self.members):
             raise ValueError("no member enters the fused map: set fuse: true for one, or use fusion.kind: score_level")
+        if isinstance(self.fusion, AutoConfig):
+            self._check_auto(self.fusion)
         known = [name for owner, heads in self._owners() for name in head_names(owner, heads)]
-        if isinstance(self.combiner, WeightedConfig):
+        if isinstance(self.combiner, WeightedConfig | PositiveSquareConfig):
             try:
-                self.combiner.require_known(known)
+                require_known(self.combiner.weights, known)
             except ConfigError as error:  # so that pydantic adds the field and the file
                 raise ValueError(str(error)) from None
         tails = self.normaliser.kind == "tail"
@@ -112,8 +128,24 @@ class EnsembleConfig(Config):
                 raise ValueError(f"{owner}: two heads with one name; give each a name of its own")
         return self
 
+    def _check_auto(self, fusion: AutoConfig) -> None:
+        if not isinstance(self.combiner, PositiveSquareConfig) or self.combiner.weights:
+            raise ValueError("fusion.kind auto chooses the weights of combiner positive_square: leave combiner out")
+        if len(fusion.fused) < len(fusion.candidates) and not any(member.heads for member in self.members):
+            raise ValueError("score_level is among fusion.candidates, so at least one member needs heads")
+        if not fusion.fused:
+            raise ValueError("fusion.candidates needs a kind besides score_level")
+
+    @property
+    def fusions(self) -> tuple[tuple[str, FusionConfig], ...]:
+        """Every fused map by the name of its branch: one, none for scores alone, or all candidates of a choice."""
+        if isinstance(self.fusion, AutoConfig):
+            return tuple((candidate.kind, candidate) for candidate in self.fusion.fused)
+        return () if isinstance(self.fusion, ScoreLevelConfig) else ((FUSED, self.fusion),)
+
     def _owners(self) -> list[tuple[str, tuple[HeadConfig, ...]]]:
-        return [(FUSED, self.heads), *((member.name, member.heads) for member in self.members)]
+        fused = [(name, self.heads) for name, _ in self.fusions]
+        return [*fused, *((member.name, member.heads) for member in self.members)]
 
 
 def head_names(owner: str, heads: Sequence[HeadConfig]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Self, cast
 
 import torch
@@ -10,23 +11,23 @@ from torch import Tensor, nn
 
 from manyeyes.backbones import Eyes, FeatureExtractor, TrainableTrunk, TrunkPool
 from manyeyes.ensemble.branch import Branch, Judgement
-from manyeyes.ensemble.config import FUSED, EnsembleConfig
+from manyeyes.ensemble.config import EnsembleConfig
 from manyeyes.ensemble.memory import Memory, fit_anew
 from manyeyes.ensemble.prediction import Prediction
-from manyeyes.ensemble.reading import Taps, TapSource
+from manyeyes.ensemble.reading import Reading, Taps, TapSource, require_difference
 from manyeyes.ensemble.spread import spread
 from manyeyes.ensemble.threshold import conformal_threshold
 from manyeyes.errors import DataError, NotFittedError
 from manyeyes.fitted import Fitted
-from manyeyes.fusion import Combiner, ScoreLevelConfig, ScoreNormaliser, ZScoreConfig
+from manyeyes.fusion import Combiner, ScoreNormaliser, ZScoreConfig
 from manyeyes.maps import Grid, to_grid
 from manyeyes.progress import Advance, Progress, Silent
 
 PIXELS = 65_536
 """Pixels per head that the map normaliser sees; more change nothing that shows."""
 LEAVE_OUT_GROUPS = 64
-SAME = 2e-3
-"""Features of equal pictures may differ by this part of the largest: twice the rounding to half precision."""
+DRAWN = 32
+"""Validation maps drawn on the canvas at once."""
 
 
 class Ensemble(Fitted):
@@ -36,11 +37,17 @@ class Ensemble(Fitted):
     largest input of any trunk.
     """
 
-    def __init__(self, config: EnsembleConfig, pool: TrunkPool | None = None) -> None:
+    def __init__(
+        self,
+        config: EnsembleConfig,
+        pool: TrunkPool | None = None,
+        extractors: Mapping[str, FeatureExtractor] | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
-        pool = (pool or TrunkPool()).for_ensemble()
-        extractors = {member.name: member.extractor.build(pool) for member in config.members}
+        if extractors is None:
+            pool = (pool or TrunkPool()).for_ensemble()
+            extractors = {member.name: member.extractor.build(pool) for member in config.members}
         self.notes: list[str] = []
         """What a user must know about how the config was carried out."""
         for name, extractor in extractors.items():
@@ -56,6 +63,7 @@ class Ensemble(Fitted):
         self.map_normalisers = nn.ModuleDict({name: ZScoreConfig().build() for name in map_names})
         self.groups = self._groups(map_names)
         self.combiners = nn.ModuleDict({group: config.combiner.build(names) for group, names in self.groups.items()})
+        self.a_contrario = config.mask.build() if config.mask.kind == "a_contrario" and map_names else None
         self.canvas: Grid = config.frame.sized(self._largest_input()).canvas
         self.declare("score_threshold_", "map_threshold_", "guaranteed_rate_", "validation_scores_")
         self.eval()
@@ -66,7 +74,7 @@ class Ensemble(Fitted):
     def _declare(self, extractors: Mapping[str, FeatureExtractor]) -> Iterable[Branch]:
         config = self.config
         grid = (config.grid, config.grid) if config.grid else None
-        if not isinstance(config.fusion, ScoreLevelConfig):
+        if config.fusions:
             fused = []
             for member in config.members:
                 if any(spec.spatial for spec in extractors[member.name].specs):
@@ -79,7 +87,8 @@ class Ensemble(Fitted):
                         f"member {member.name!r} has no feature map to fuse; it joins the score at score level instead"
                     )
             if fused:
-                yield Branch(FUSED, fused, config.fusion, config.heads, grid)
+                for name, fusion in config.fusions:
+                    yield Branch(name, fused, fusion, config.heads, grid)
             else:
                 self.notes.append("no member has a feature map to fuse; scores are fused instead")
         for member in config.members:
@@ -145,29 +154,39 @@ class Ensemble(Fitted):
             advance = progress.step(f"fitting {branch.name}")
             branch.fit(train.only(branch.tap_keys), self.config.seed, advance, memory)
             branch.calibrate(validation.only(branch.tap_keys))
-        scores, maps = self._read(validation, progress.step("scoring validation normals"))
-        for name, normaliser in self.normalisers.items():
-            cast(ScoreNormaliser, normaliser).fit(scores[name])
-        for name, normaliser in self.map_normalisers.items():
-            pixels = maps[name].flatten()
-            cast(ScoreNormaliser, normaliser).fit(pixels[:: max(1, len(pixels) // PIXELS)])
-        learned = None
-        if labelled is not None:
-            judged, _ = self._read(labelled[0], progress.step("scoring labelled pictures"))
-            learned = (judged, labelled[1])
-        self._fit_combiners(scores, learned)
-        self._calibrate(scores, maps)
+        self.settle(validation, labelled, progress)
         for branch in self._branches():
             for checkpoint in branch.checkpoints(train.only(branch.tap_keys), self.config.seed).values():
                 checkpoint.unlink(missing_ok=True)
         return self
 
-    def _read(self, taps: TapSource, advance: Advance) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def settle(
+        self, validation: TapSource, labelled: tuple[TapSource, Tensor] | None = None, progress: Progress | None = None
+    ) -> Self:
+        """Fit all that comes after the heads, which are fitted: normalisers, combiners, thresholds. See `fit`."""
+        progress = progress or Silent()
+        scores, maps = self.read(validation, progress.step("scoring validation normals"))
+        learned = None
+        if labelled is not None:
+            judged, _ = self.read(labelled[0], progress.step("scoring labelled pictures"))
+            learned = (judged, labelled[1])
+        for name, normaliser in self.normalisers.items():
+            cast(ScoreNormaliser, normaliser).fit(scores[name])
+        for name, normaliser in self.map_normalisers.items():
+            pixels = maps[name].flatten()
+            cast(ScoreNormaliser, normaliser).fit(pixels[:: max(1, len(pixels) // PIXELS)])
+        self._fit_combiners(scores, learned)
+        self._calibrate(scores, maps)
+        if self.a_contrario is not None:
+            self.a_contrario.fit(Reading(validation, lambda taps: self._evidence(self.judge(taps))))
+        return self
+
+    def read(self, taps: TapSource, advance: Advance) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Every head's raw scores (n,), and its maps (n, h, w) on the branch's small grid."""
         parts: list[Judgement] = []
         with torch.inference_mode():
             for batch in taps:
-                parts.append(self.judge(batch))
+                parts.append(replace(self.judge(batch), evidence={}))  # large, and not wanted here
                 advance(sum(len(next(iter(part.scores.values()))) for part in parts), len(taps))
         scores = {name: torch.cat([part.scores[name] for part in parts]) for name in self.names}
         maps = {name: torch.cat([part.maps[name] for part in parts]) for name in self.map_normalisers}
@@ -220,22 +239,41 @@ class Ensemble(Fitted):
         self.score_threshold_ = torch.tensor(threshold)
         self.guaranteed_rate_ = torch.tensor(guaranteed, dtype=torch.float64)
         self.validation_scores_ = left_out
-        peaks = self.draw(maps).flatten(1).amax(1).cpu() if maps else torch.zeros(1)
+        peaks = self._peaks(maps) if maps else torch.zeros(1)
         self.map_threshold_ = torch.tensor(conformal_threshold(peaks, rate)[0])
 
     def judge(self, taps: Taps) -> Judgement:
         """Raw scores and maps of all heads."""
         scores: dict[str, Tensor] = {}
         maps: dict[str, Tensor] = {}
+        evidence: dict[str, tuple[Tensor, ...]] = {}
         for branch in self._branches():
             judgement = branch.judge(taps)
             scores |= judgement.scores
             maps |= judgement.maps
-        return Judgement(scores, maps)
+            evidence |= judgement.evidence
+        return Judgement(scores, maps, evidence)
+
+    def _evidence(self, judgement: Judgement) -> tuple[Tensor, ...]:
+        return tuple(value for name in self.map_normalisers for value in judgement.evidence[name])
+
+    def _mask(self, judgement: Judgement, anomaly_map: Tensor) -> Tensor:
+        """Shapes: (b, H, W) -> (b, H, W) bool."""
+        if not judgement.maps:
+            return torch.zeros_like(anomaly_map, dtype=torch.bool)
+        if self.a_contrario is None:
+            return anomaly_map >= self.map_threshold_
+        return self.a_contrario.mask(self._evidence(judgement), self.canvas)
 
     def combine(self, normalised: Tensor, group: str = "all") -> Tensor:
         """Shapes: (n, k) -> (n,)."""
         return cast(Combiner, self.combiners[group]).combine(normalised)
+
+    def _peaks(self, maps: Mapping[str, Tensor]) -> Tensor:
+        """Maxima of the drawn maps, a few pictures at a time: on the canvas they are large. Shapes: -> (n,)."""
+        parts = zip(*(torch.split(value, DRAWN) for value in maps.values()), strict=True)
+        drawn = (self.draw(dict(zip(maps, part, strict=True))) for part in parts)
+        return torch.cat([value.flatten(1).amax(1).cpu() for value in drawn])
 
     def draw(self, maps: Mapping[str, Tensor]) -> Tensor:
         """Mean of the heads' normalised maps, on the canvas and blurred. Shapes: {head: (b, h, w)} -> (b, H, W)."""
@@ -270,9 +308,7 @@ class Ensemble(Fitted):
             members={g.removeprefix("member "): v for g, v in combined.items() if g.startswith("member ")},
             branches={g.removeprefix("branch "): v for g, v in combined.items() if g.startswith("branch ")},
             alarm=score >= self.score_threshold_,
-            mask=(anomaly_map >= self.map_threshold_)
-            if judgement.maps
-            else torch.zeros_like(anomaly_map, dtype=torch.bool),
+            mask=self._mask(judgement, anomaly_map),
         )
 
     def predict(self, images: Tensor) -> Prediction:
@@ -291,17 +327,3 @@ class Ensemble(Fitted):
         for module in self.modules():
             if isinstance(module, Fitted):
                 module.require_fit()
-
-
-def require_difference(taps: TapSource) -> None:
-    """Raises: DataError if there are several pictures and all look the same. Reads up to the first that differs."""
-    first: dict[str, Tensor] = {}
-    for batch in taps:
-        for key, value in batch.items():
-            reference = first.setdefault(key, value[:1])
-            if bool(((value - reference).abs() > SAME * reference.abs().max()).any()):
-                return
-    if len(taps) > 1:
-        raise DataError(
-            f"all {len(taps)} training pictures are equal, so nothing shows how good parts vary; give different ones"
-        )

@@ -30,7 +30,7 @@ class Prediction:
     alarm: Tensor
     """(b,) bool: the score reaches the threshold"""
     mask: Tensor
-    """(b, H, W) bool: the map reaches the map's threshold"""
+    """(b, H, W) bool: where a defect is, as the config's ``mask`` says it"""
 
     def __len__(self) -> int:
         return len(self.score)

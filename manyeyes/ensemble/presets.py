@@ -13,7 +13,15 @@ from manyeyes.config import override
 from manyeyes.ensemble.config import EnsembleConfig, MemberConfig
 from manyeyes.errors import ConfigError
 from manyeyes.fusion import FusionConfig, GlobalPcaConfig, IndependentPcaConfig, ScoreLevelConfig, SumConfig
-from manyeyes.heads import DiscriminatorConfig, EfficientAdHeadConfig, GaussianConfig, HeadConfig, MemoryBankConfig
+from manyeyes.heads import (
+    AContrarioConfig,
+    DiscriminatorConfig,
+    EfficientAdHeadConfig,
+    GaussianConfig,
+    HeadConfig,
+    MemoryBankConfig,
+    UFlowHeadConfig,
+)
 
 LITE0 = TimmTrunkConfig(architecture="tf_efficientnet_lite0", weights="bundled", size=256)
 WIDE_RESNET = TimmTrunkConfig(architecture="wide_resnet50_2", weights="tv_in1k", size=256)
@@ -87,6 +95,12 @@ def pooled_student_member() -> MemberConfig:
     return MemberConfig(name="pooled", extractor=extractor, heads=(GaussianConfig(),), fusion=PLAIN, fuse=False)
 
 
+def uflow_member() -> MemberConfig:
+    """U-Flow with its own head. A size for the CPU; the paper's is 448 px, with `paper_schedule` on a GPU."""
+    extractor = uflow_pyramid("resnet18", "tv_in1k", 256)
+    return MemberConfig(name="uflow", extractor=extractor, heads=(UFlowHeadConfig(),), fusion=PLAIN, fuse=False)
+
+
 def plain_sum(name: str, members: tuple[MemberConfig, ...]) -> EnsembleConfig:
     """The members' own z-normalised scores, summed."""
     return EnsembleConfig(name=name, members=members, fusion=ScoreLevelConfig(), combiner=SumConfig())
@@ -114,6 +128,11 @@ _ALL = (
         "puad",
         lambda: plain_sum("puad", (efficientad_member(), pooled_student_member())),
         "EfficientAD's score and the Mahalanobis distance of its student's pooled features, summed",
+    ),
+    Preset(
+        "uflow",
+        lambda: plain_sum("uflow", (uflow_member(),)).model_copy(update={"mask": AContrarioConfig()}),
+        "U-Flow on ResNet-18 with its a-contrario mask; trains a flow for minutes",
     ),
     Preset(
         "patchcore",

@@ -1,0 +1,200 @@
+"""Choice without labels: which heads count, and how much, from what all of them say of good and of spoilt pictures.
+
+A head's proxy is its image AUROC between validation normals and made defects, structural and logical ones apart. Made
+defects are no real ones, so the proxies weigh, they do not rule: see docs/choice.md for what was measured.
+
+Pure arithmetic on scores; manyeyes.ensemble.choosing brings the scores and carries the choice out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from manyeyes.ensemble.config import FUSED, EnsembleConfig, MemberConfig, head_names
+from manyeyes.errors import DataError
+from manyeyes.fusion import AutoConfig, FusionConfig, PositiveSquareConfig, ScoreLevelConfig
+from manyeyes.heads import HeadConfig
+
+Array = NDArray[np.float64]
+GROUPS = ("structural", "logical")
+SHARPNESS = 4
+"""Power of a proxy in a weight: chance weighs nothing, half way to perfect a sixteenth of perfect."""
+EQUAL_WORTH = 10
+"""Validation normals whose worth of evidence the belief in equal weights has: on few, weights stay near equal."""
+LEAST = 0.05
+"""A head with less of the greatest weight than this is dropped."""
+MARGIN = 0.005
+"""Mean proxy AUROC by which a fused map must better the candidate before it to be worth its cost."""
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """Every head's raw scores of validation normals and of made defects, and the defects' groups."""
+
+    normal: Mapping[str, Array]
+    """(n,) each, by head."""
+    made: Mapping[str, Array]
+    """(m,) each, by head."""
+    groups: Sequence[str]
+    """m of `GROUPS`."""
+
+    def __post_init__(self) -> None:
+        if not self.groups:
+            raise DataError("a choice needs at least one made defect")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """``config`` is a plain one, without any choice left in it; ``origin`` names its heads in the choice's ensemble."""
+
+    config: EnsembleConfig
+    origin: Mapping[str, str]
+    record: dict[str, Any]
+    """For the run's figures: strategy, weights, proxies in 0..1."""
+
+    @property
+    def notes(self) -> list[str]:
+        kept = ", ".join(f"{name} {weight:g}" for name, weight in self.record["weights"].items())
+        dropped = ", ".join(self.record["dropped"]) or "none"
+        counts = self.record["made_defects"]
+        made = " and ".join(f"{count} {group}" for group, count in counts.items())
+        return [
+            f"chosen without a real defect, by {made} made ones: {self.record['strategy']}; "
+            f"weights {kept}; dropped: {dropped}"
+        ]
+
+
+def auroc(normal: Array, made: Array) -> float:
+    """Share of pairs in which the made defect scores higher, ties counting half. Shapes: (n,), (m,)."""
+    ordered = np.sort(normal)
+    below = np.searchsorted(ordered, made, "left") + np.searchsorted(ordered, made, "right")
+    return float(below.mean() / (2 * len(ordered)))
+
+
+def proxies(normal: Array, made: Array, groups: Sequence[str]) -> dict[str, float]:
+    """AUROC by group of defects, and the mean of both. Shapes: (n,), (m,)."""
+    member = np.array(groups)
+    found = {group: auroc(normal, made[member == group]) for group in GROUPS if (member == group).any()}
+    return {**found, "mean": float(np.mean(list(found.values())))}
+
+
+def weigh(by_head: Sequence[Mapping[str, float]], normals: int) -> Array:
+    """Weights of heads from their proxies, the greatest 1: powers of the distance from chance, shrunk towards equal.
+
+    The power is taken of each group apart, so that a head which sees one group alone keeps half of its weight.
+
+    Shapes: k -> (k,).
+    """
+    above = [[max(0.0, 2 * value - 1) for group, value in proxy.items() if group != "mean"] for proxy in by_head]
+    raw = np.array([np.mean(np.power(values, SHARPNESS)) for values in above])
+    if not raw.any():
+        return np.ones(len(raw))
+    trust = normals / (normals + EQUAL_WORTH)
+    mixed = trust * raw / raw.mean() + (1 - trust)
+    return np.asarray(mixed / mixed.max())
+
+
+def choose(config: EnsembleConfig, evidence: Evidence) -> Choice:
+    """Weights for every candidate, then the candidate with the best proxy; a dearer one must be better by `MARGIN`.
+
+    Raises: DataError if there is no made defect.
+    """
+    assert isinstance(config.fusion, AutoConfig)
+    by_head = {name: proxies(evidence.normal[name], evidence.made[name], evidence.groups) for name in evidence.normal}
+    own = [name for member in config.members for name in head_names(member.name, member.heads)]
+    drawn = _picturable(config)
+    strategies: dict[str, dict[str, float]] = {}
+    best: tuple[FusionConfig, dict[str, float], float] | None = None
+    for candidate in config.fusion.candidates:
+        names = [*(head_names(candidate.kind, config.heads) if candidate in config.fusion.fused else ()), *own]
+        weights = _kept(names, weigh([by_head[name] for name in names], len(evidence.normal[names[0]])), by_head, drawn)
+        strategies[f"{candidate.kind}, equal weights"] = _judged(config, evidence, dict.fromkeys(names, 1.0))
+        strategies[candidate.kind] = _judged(config, evidence, weights)
+        value = strategies[candidate.kind]["mean"]
+        if best is None or value > best[2] + MARGIN:
+            best = (candidate, weights, value)
+    assert best is not None
+    candidate, weights, _ = best
+    members = {
+        member.name: _judged(config, evidence, dict.fromkeys(head_names(member.name, member.heads), 1.0))
+        for member in config.members
+        if member.heads
+    }
+    plain, origin = resolved(config, candidate, weights)
+    record = {
+        "strategy": candidate.kind,
+        "weights": {name: round(weights[old], 3) for name, old in origin.items()},
+        "dropped": [name for name in by_head if name not in weights],
+        "made_defects": {group: list(evidence.groups).count(group) for group in GROUPS},
+        "proxies": {"heads": by_head, "members": members, "strategies": strategies},
+    }
+    return Choice(plain, origin, record)
+
+
+def _picturable(config: EnsembleConfig) -> set[str]:
+    owners = [*((name, config.heads) for name, _ in config.fusions), *((m.name, m.heads) for m in config.members)]
+    return {
+        name
+        for owner, heads in owners
+        for name, head in zip(head_names(owner, heads), heads, strict=True)
+        if head.reads != "vector"
+    }
+
+
+def _kept(
+    names: Sequence[str], weights: Array, by_head: Mapping[str, Mapping[str, float]], drawn: set[str]
+) -> dict[str, float]:
+    """Heads worth their cost; of those that draw a map the best is always kept, so that there is something to see."""
+    kept = {name: float(weight) for name, weight in zip(names, weights, strict=True) if weight >= LEAST}
+    maps = [name for name in names if name in drawn]
+    if maps and not drawn & set(kept):
+        kept[max(maps, key=lambda name: by_head[name]["mean"])] = LEAST
+    return kept
+
+
+def _judged(config: EnsembleConfig, evidence: Evidence, weights: Mapping[str, float]) -> dict[str, float]:
+    """Proxies of some heads' normalised and combined scores."""
+    names = list(weights)
+    combiner = PositiveSquareConfig(weights=dict(weights)).build(names)
+    columns = []
+    for name in names:
+        normal = torch.from_numpy(evidence.normal[name])
+        normaliser = config.normaliser.build().fit(normal)
+        columns.append([normaliser.transform(normal), normaliser.transform(torch.from_numpy(evidence.made[name]))])
+    normal, made = (torch.stack([column[part] for column in columns], 1) for part in (0, 1))
+    combiner.fit(normal)
+    return proxies(combiner.combine(normal).numpy(), combiner.combine(made).numpy(), evidence.groups)
+
+
+def resolved(
+    config: EnsembleConfig, candidate: FusionConfig, weights: Mapping[str, float]
+) -> tuple[EnsembleConfig, dict[str, str]]:
+    """The plain config with the heads in ``weights`` and no others, and where each of its heads came from.
+
+    A fused map that no kept head judges is not built; a member that nothing looks at is left out.
+    """
+    origin: dict[str, str] = {}
+
+    def keep(owner: str, new_owner: str, heads: Sequence[HeadConfig]) -> tuple[HeadConfig, ...]:
+        pairs = [(n, head) for n, head in zip(head_names(owner, heads), heads, strict=True) if n in weights]
+        kept = tuple(head for _, head in pairs)
+        origin.update(zip(head_names(new_owner, kept), (name for name, _ in pairs), strict=True))
+        return kept
+
+    heads = () if isinstance(candidate, ScoreLevelConfig) else keep(candidate.kind, FUSED, config.heads)
+    members: list[MemberConfig] = []
+    for member in config.members:
+        own = keep(member.name, member.name, member.heads)
+        if own or (heads and member.fuse):
+            members.append(member.model_copy(update={"heads": own}))
+    combiner = PositiveSquareConfig(weights={name: round(weights[old], 3) for name, old in origin.items()})
+    fusion = candidate if heads else ScoreLevelConfig()
+    fields = {"members": tuple(members), "fusion": fusion, "heads": heads, "combiner": combiner}
+    plain = EnsembleConfig.parse(config.model_copy(update=fields).model_dump(mode="json"), "chosen config")
+    return plain, origin

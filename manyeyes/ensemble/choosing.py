@@ -1,0 +1,97 @@
+"""Carry a choice out: defects are made from validation normals, every candidate judges them, one ensemble remains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from filelock import FileLock
+from torch import Tensor, nn
+
+from manyeyes.data import Sample
+from manyeyes.data.made import made_frame, make_defects
+from manyeyes.ensemble.branch import Branch
+from manyeyes.ensemble.choice import Array, Choice, Evidence, choose
+from manyeyes.ensemble.ensemble import Ensemble
+from manyeyes.ensemble.store import StoredTaps, samples_fingerprint
+from manyeyes.files import make_folder
+from manyeyes.fusion import AutoConfig
+from manyeyes.progress import Progress
+
+if TYPE_CHECKING:
+    from manyeyes.ensemble.training import Extraction
+
+MADE = "made"
+PER_PICTURE = 3
+AT_LEAST = 60
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """The ensemble that remains, why, and the made defects that it was chosen by."""
+
+    ensemble: Ensemble
+    choice: Choice
+    made: tuple[Sample, ...]
+
+
+def choose_fitted(
+    wide: Ensemble, samples: Sequence[Sample], taps: StoredTaps, extraction: Extraction, progress: Progress
+) -> Chosen:
+    """From a fitted ensemble with ``fusion.kind: auto`` the one that it chooses, fitted and calibrated.
+
+    ``samples`` are the validation normals, ``taps`` theirs. Made pictures are kept in the store's folder; what is there
+    from a killed run is used again.
+
+    Raises: DataError if no defect can be made.
+    """
+    fusion, frame = cast(AutoConfig, wide.config.fusion), wide.config.frame.sized(wide.canvas)
+    folder = make_folder(extraction.store.folder / MADE / samples_fingerprint(samples, frame, extraction.skip_bad))
+    count = min(fusion.defects, max(AT_LEAST, PER_PICTURE * len(samples)))
+    with FileLock(folder / ".lock"):
+        made = make_defects(
+            samples,
+            frame,
+            folder,
+            count=count,
+            seed=wide.config.seed,
+            skip_bad=extraction.skip_bad,
+            progress=progress.step("making defects"),
+        )
+    made_taps, made = extraction(wide.eyes, made, made_frame(frame), "extracting made defects", progress)
+    normal, _ = wide.read(taps, progress.step("judging validation normals"))
+    spoilt, _ = wide.read(made_taps, progress.step("judging made defects"))
+    choice = choose(wide.config, Evidence(_arrays(normal), _arrays(spoilt), [sample.group for sample in made]))
+    ensemble = narrowed(wide, choice).settle(taps, progress=progress)
+    ensemble.notes += choice.notes
+    return Chosen(ensemble, choice, made)
+
+
+def narrowed(wide: Ensemble, choice: Choice) -> Ensemble:
+    """The chosen ensemble with the fitted blocks and heads of the wide one, still to be settled."""
+    config = choice.config.model_copy(update={"frame": choice.config.frame.sized(wide.canvas)})
+    sources = {name: cast(Branch, branch) for branch in wide.branches for name in cast(Branch, branch).names}
+    extractors = {
+        member: extractor
+        for branch in wide.branches
+        for member, extractor in zip(cast(Branch, branch).members, cast(Branch, branch).extractors, strict=True)
+    }
+    ensemble = Ensemble(config, extractors=extractors)
+    for branch in (cast(Branch, branch) for branch in ensemble.branches):
+        source = sources[choice.origin[branch.names[0]]]
+        if branch.fusion is not None:
+            branch.fusion = source.fusion
+        branch.heads = nn.ModuleDict({name: source.heads[choice.origin[name]] for name in branch.names})
+        branch.folded = source.folded
+    return ensemble.to(next(wide.buffers()).device)
+
+
+def _arrays(scores: dict[str, Tensor]) -> dict[str, Array]:
+    return {name: np.asarray(value.double().cpu().numpy()) for name, value in scores.items()}
+
+
+def outcome(chosen: Chosen) -> dict[str, Any]:
+    """What a run's figures say of the choice."""
+    return {"choice": chosen.choice.record}
