@@ -154,9 +154,11 @@ class Branch(nn.Module):
         if self.fusion is not None:
             memory(self, taps, self.fusion_config, self.fusion, lambda: vectors.extend(self._fit_fusion(taps)))
         self.finish_fusion()
-        embeddings = Embeddings(taps, lambda batch: self.embed(self.raw_maps(batch)))
         checkpoints = self.checkpoints(taps, seed)
-        with torch.inference_mode(False):
+        with (
+            torch.inference_mode(False),
+            Embeddings(taps, lambda batch: self.embed(self.raw_maps(batch))) as embeddings,
+        ):
             for index, (name, config) in enumerate(zip(self.names, self.head_configs, strict=True), start=1):
                 begun = index * parts
                 advance(begun, steps)

@@ -8,7 +8,7 @@ Pure arithmetic on scores; manyeyes.ensemble.choosing brings the scores and carr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +57,8 @@ class Choice:
     origin: Mapping[str, str]
     record: dict[str, Any]
     """For the run's figures: strategy, weights, proxies in 0..1."""
+    considered: Mapping[str, Mapping[str, Mapping[str, float]]]
+    """Weights of heads by label, for members and for strategies."""
 
     @property
     def notes(self) -> list[str]:
@@ -109,22 +111,24 @@ def choose(config: EnsembleConfig, evidence: Evidence) -> Choice:
     by_head = {name: proxies(evidence.normal[name], evidence.made[name], evidence.groups) for name in evidence.normal}
     own = [name for member in config.members for name in head_names(member.name, member.heads)]
     drawn = _picturable(config)
-    strategies: dict[str, dict[str, float]] = {}
+    considered: dict[str, dict[str, dict[str, float]]] = {"members": {}, "strategies": {}}
+    for member in config.members:
+        if member.heads:
+            considered["members"][member.name] = dict.fromkeys(head_names(member.name, member.heads), 1.0)
     best: tuple[FusionConfig, dict[str, float], float] | None = None
     for candidate in config.fusion.candidates:
         names = [*(head_names(candidate.kind, config.heads) if candidate in config.fusion.fused else ()), *own]
         weights = _kept(names, weigh([by_head[name] for name in names], len(evidence.normal[names[0]])), by_head, drawn)
-        strategies[f"{candidate.kind}, equal weights"] = _judged(config, evidence, dict.fromkeys(names, 1.0))
-        strategies[candidate.kind] = _judged(config, evidence, weights)
-        value = strategies[candidate.kind]["mean"]
+        considered["strategies"][f"{candidate.kind}, equal weights"] = dict.fromkeys(names, 1.0)
+        considered["strategies"][candidate.kind] = weights
+        value = _judged(config, evidence, weights)["mean"]
         if best is None or value > best[2] + MARGIN:
             best = (candidate, weights, value)
     assert best is not None
     candidate, weights, _ = best
-    members = {
-        member.name: _judged(config, evidence, dict.fromkeys(head_names(member.name, member.heads), 1.0))
-        for member in config.members
-        if member.heads
+    judged = {
+        part: {label: _judged(config, evidence, weights) for label, weights in found.items()}
+        for part, found in considered.items()
     }
     plain, origin = resolved(config, candidate, weights)
     record = {
@@ -132,9 +136,30 @@ def choose(config: EnsembleConfig, evidence: Evidence) -> Choice:
         "weights": {name: round(weights[old], 3) for name, old in origin.items()},
         "dropped": [name for name in by_head if name not in weights],
         "made_defects": {group: list(evidence.groups).count(group) for group in GROUPS},
-        "proxies": {"heads": by_head, "members": members, "strategies": strategies},
+        "proxies": {"heads": by_head, **judged},
     }
-    return Choice(plain, origin, record)
+    return Choice(plain, origin, record, considered)
+
+
+def verified(
+    config: EnsembleConfig,
+    choice: Choice,
+    calibration: Mapping[str, Array],
+    good: Mapping[str, Array],
+    defective: Mapping[str, Array],
+) -> dict[str, dict[str, float]]:
+    """Image AUROC on real pictures of all that was considered, nothing fitted to them: what the proxies were worth.
+
+    ``calibration`` are the scores of validation normals, the others those of test pictures. For a report; the choice
+    has been made.
+    """
+    found = {"heads": {name: auroc(good[name], defective[name]) for name in good}}
+    for part, by_label in choice.considered.items():
+        found[part] = {}
+        for label, weights in by_label.items():
+            combined = combination(config, calibration, weights)
+            found[part][label] = auroc(combined(good), combined(defective))
+    return found
 
 
 def _picturable(config: EnsembleConfig) -> set[str]:
@@ -160,16 +185,23 @@ def _kept(
 
 def _judged(config: EnsembleConfig, evidence: Evidence, weights: Mapping[str, float]) -> dict[str, float]:
     """Proxies of some heads' normalised and combined scores."""
+    combined = combination(config, evidence.normal, weights)
+    return proxies(combined(evidence.normal), combined(evidence.made), evidence.groups)
+
+
+def combination(
+    config: EnsembleConfig, calibration: Mapping[str, Array], weights: Mapping[str, float]
+) -> Callable[[Mapping[str, Array]], Array]:
+    """How raw scores of the heads in ``weights`` become one: normalised and combined as on ``calibration``."""
     names = list(weights)
+    normalisers = {name: config.normaliser.build().fit(torch.from_numpy(calibration[name])) for name in names}
+
+    def normalised(scores: Mapping[str, Array]) -> torch.Tensor:
+        return torch.stack([normalisers[name].transform(torch.from_numpy(scores[name])) for name in names], 1)
+
     combiner = PositiveSquareConfig(weights=dict(weights)).build(names)
-    columns = []
-    for name in names:
-        normal = torch.from_numpy(evidence.normal[name])
-        normaliser = config.normaliser.build().fit(normal)
-        columns.append([normaliser.transform(normal), normaliser.transform(torch.from_numpy(evidence.made[name]))])
-    normal, made = (torch.stack([column[part] for column in columns], 1) for part in (0, 1))
-    combiner.fit(normal)
-    return proxies(combiner.combine(normal).numpy(), combiner.combine(made).numpy(), evidence.groups)
+    combiner.fit(normalised(calibration))
+    return lambda scores: np.asarray(combiner.combine(normalised(scores)).numpy())
 
 
 def resolved(

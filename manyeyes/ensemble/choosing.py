@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from manyeyes.data import Sample
 from manyeyes.data.made import made_frame, make_defects
 from manyeyes.ensemble.branch import Branch
-from manyeyes.ensemble.choice import Array, Choice, Evidence, choose
+from manyeyes.ensemble.choice import Array, Choice, Evidence, choose, verified
 from manyeyes.ensemble.ensemble import Ensemble
+from manyeyes.ensemble.reading import TapSource
 from manyeyes.ensemble.store import StoredTaps, samples_fingerprint
 from manyeyes.files import make_folder
 from manyeyes.fusion import AutoConfig
@@ -35,6 +36,26 @@ class Chosen:
     ensemble: Ensemble
     choice: Choice
     made: tuple[Sample, ...]
+    wide: Ensemble
+    """With all candidates, for those who want to know what the others would have said."""
+    normal: dict[str, Array]
+    """Scores of the validation normals by the wide one's heads."""
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What a run's figures say of the choice."""
+        return self.choice.record
+
+    def verified(self, test: TapSource, labels: Array, progress: Progress) -> dict[str, dict[str, float]]:
+        """See `manyeyes.ensemble.choice.verified`. Empty unless there are good and defective pictures.
+
+        Shapes: labels (n,) in {0, 1}.
+        """
+        if len(set(labels.tolist())) < 2:
+            return {}
+        scores = arrays(self.wide.read(test, progress.step("judging test pictures with all candidates"))[0])
+        good, defective = ({name: values[labels == label] for name, values in scores.items()} for label in (0, 1))
+        return verified(self.wide.config, self.choice, self.normal, good, defective)
 
 
 def choose_fitted(
@@ -63,10 +84,10 @@ def choose_fitted(
     made_taps, made = extraction(wide.eyes, made, made_frame(frame), "extracting made defects", progress)
     normal, _ = wide.read(taps, progress.step("judging validation normals"))
     spoilt, _ = wide.read(made_taps, progress.step("judging made defects"))
-    choice = choose(wide.config, Evidence(_arrays(normal), _arrays(spoilt), [sample.group for sample in made]))
+    choice = choose(wide.config, Evidence(arrays(normal), arrays(spoilt), [sample.group for sample in made]))
     ensemble = narrowed(wide, choice).settle(taps, progress=progress)
     ensemble.notes += choice.notes
-    return Chosen(ensemble, choice, made)
+    return Chosen(ensemble, choice, made, wide, arrays(normal))
 
 
 def narrowed(wide: Ensemble, choice: Choice) -> Ensemble:
@@ -88,10 +109,5 @@ def narrowed(wide: Ensemble, choice: Choice) -> Ensemble:
     return ensemble.to(next(wide.buffers()).device)
 
 
-def _arrays(scores: dict[str, Tensor]) -> dict[str, Array]:
+def arrays(scores: dict[str, Tensor]) -> dict[str, Array]:
     return {name: np.asarray(value.double().cpu().numpy()) for name, value in scores.items()}
-
-
-def outcome(chosen: Chosen) -> dict[str, Any]:
-    """What a run's figures say of the choice."""
-    return {"choice": chosen.choice.record}

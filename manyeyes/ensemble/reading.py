@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from io import BufferedRandom
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -65,12 +65,20 @@ class Embeddings:
 
     Yields: (b, d, h, w) float32, channels last in memory. The file is half precision, like the features that it comes
     from, and has no name, so that it vanishes with the process. It is read and written in pieces, never mapped: pages
-    of a map count as memory of the process, and would grow with the number of pictures.
+    of a map count as memory of the process, and would grow with the number of pictures. To be used in a ``with``.
     """
 
     def __init__(self, taps: TapSource, embed: Callable[[Taps], Tensor]) -> None:
         self.taps, self.embed = taps, embed
         self.file: BufferedRandom | None = None
+        self.files: list[BufferedRandom] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for file in self.files:
+            file.close()
 
     def __iter__(self) -> Iterator[Tensor]:
         if self.file is None:
@@ -92,6 +100,7 @@ class Embeddings:
             if file is None:
                 needed = len(self.taps) * stored[0].numel() * stored.element_size()
                 file = _scratch_file(self.taps.scratch, needed)
+                self.files.append(file)
                 self.device = embedding.device
             # Another pass may have read elsewhere since.
             file.seek(sum(int(np.prod(shape)) for shape in shapes) * stored.element_size())

@@ -50,9 +50,16 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def save_run(folder: str | Path, ensemble: Ensemble, device: torch.device, metrics: dict[str, Any]) -> Path:
+def save_run(
+    folder: str | Path,
+    ensemble: Ensemble,
+    device: torch.device,
+    metrics: dict[str, Any],
+    declared: EnsembleConfig | None = None,
+) -> Path:
     """Write a fitted ensemble. A killed save leaves the old run whole.
 
+    ``declared`` is the config that the fit began with, where a choice has made another of it.
     Raises: RunError naming the file; NotFittedError before ``fit``.
     """
     ensemble.require_fit()
@@ -61,6 +68,7 @@ def save_run(folder: str | Path, ensemble: Ensemble, device: torch.device, metri
         trunk.key: {"weights": trunk.weights_source, "digest": trunk.weights_digest} for trunk in ensemble.eyes.each()
     }
     details = {"environment": environment(device), "trunks": trunks, "metrics": metrics, "notes": ensemble.notes}
+    details["declared"] = (declared or ensemble.config).fingerprint()
     tensors = {
         key: value.detach().cpu().contiguous().clone()
         for key, value in ensemble.state_dict().items()

@@ -16,6 +16,7 @@ from torch import Tensor
 from manyeyes.backbones import Eyes
 from manyeyes.data import Frame, ImageSet, Sample, hold_out
 from manyeyes.device import Precision, resolve_device, trunk_precision
+from manyeyes.ensemble.choosing import Chosen, choose_fitted
 from manyeyes.ensemble.config import EnsembleConfig
 from manyeyes.ensemble.ensemble import Ensemble
 from manyeyes.ensemble.memory import Memory, fit_anew
@@ -24,10 +25,21 @@ from manyeyes.ensemble.store import FeatureStore, StoredTaps
 from manyeyes.ensemble.trunks import TRAINED, train_trunks
 from manyeyes.errors import DataError, RunError
 from manyeyes.files import write_text
+from manyeyes.fusion import AutoConfig
 from manyeyes.progress import Progress, Silent
 
 FEATURES = "features"
 PENDING = "unfinished.yaml"
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A fitted ensemble, on how many pictures, and where it was declared with a choice, how it was chosen."""
+
+    ensemble: Ensemble
+    train: int
+    validation: int
+    chosen: Chosen | None = None
 
 
 @dataclass(frozen=True)
@@ -105,11 +117,12 @@ def fit_ensemble(
     taps, kept = extraction(ensemble.eyes, everything, frame, f"extracting {image_set.name}", progress)
     extracted = time.perf_counter()
     extra = _labelled(ensemble, labelled, extraction, frame, progress)
-    rows = fit_extracted(ensemble, taps, kept, (train, validation), extra, progress)
-    fitted = time.perf_counter()
+    fit = fit_extracted(ensemble, taps, kept, (train, validation), extra, extraction, progress)
+    fitted, ensemble = time.perf_counter(), fit.ensemble
     return ensemble, {
-        "train_images": rows[0],
-        "validation_images": rows[1],
+        **({"choice": fit.chosen.record} if fit.chosen else {}),
+        "train_images": fit.train,
+        "validation_images": fit.validation,
         "left_out": sorted(str(sample.path) for sample in set(everything) - set(kept)),
         "seconds": {
             "trunks": round(start - begun, 2),
@@ -132,20 +145,25 @@ def fit_extracted(
     samples: Sequence[Sample],
     parts: tuple[Sequence[Sample], Sequence[Sample]],
     labelled: tuple[StoredTaps, Tensor] | None,
+    extraction: Extraction,
     progress: Progress,
     memory: Memory = fit_anew,
-) -> tuple[int, int]:
-    """Fit from taps of ``samples``, of which ``parts`` are for training and validation; give the counts of both.
+) -> Fit:
+    """Fit from taps of ``samples``, of which ``parts`` are for training and validation; then choose, where declared.
 
     Raises: DataError if no readable picture is left in one of them.
     """
     position = {sample.path: index for index, sample in enumerate(samples)}
-    rows = [[position[sample.path] for sample in part if sample.path in position] for part in parts]
-    for chosen, purpose in zip(rows, ("train on", "validate with"), strict=True):
-        if not chosen:
+    rows = [[position[sample.path] for sample in whole if sample.path in position] for whole in parts]
+    for part, purpose in zip(rows, ("train on", "validate with"), strict=True):
+        if not part:
             raise DataError(f"no readable picture is left to {purpose}; mend the files or give more good pictures")
-    ensemble.fit(taps.subset(rows[0]), taps.subset(rows[1]), labelled, progress, memory)
-    return len(rows[0]), len(rows[1])
+    train, validation = (taps.subset(part) for part in rows)
+    ensemble.fit(train, validation, labelled, progress, memory)
+    if not isinstance(ensemble.config.fusion, AutoConfig):
+        return Fit(ensemble, len(train), len(validation))
+    chosen = choose_fitted(ensemble, [samples[row] for row in rows[1]], validation, extraction, progress)
+    return Fit(chosen.ensemble, len(train), len(validation), chosen)
 
 
 def require_labels(ensemble: Ensemble, labelled: ImageSet | None) -> None:
@@ -195,7 +213,7 @@ def train_run(
         extraction = Extraction(FeatureStore(out / FEATURES, config.store), where, batch_size, precision, skip_bad)
         ensemble, figures = fit_ensemble(config, image_set, extraction, progress, ensemble, labelled)
         figures["data"] = {"root": os.fspath(image_set.root.resolve()), "layout": image_set.layout}
-        save_run(out, ensemble, where, figures)
+        save_run(out, ensemble, where, figures, declared=config)
         (out / PENDING).unlink(missing_ok=True)
         shutil.rmtree(out / FEATURES, ignore_errors=True)
         return ensemble
@@ -213,7 +231,8 @@ def _finished(out: Path, config: EnsembleConfig, resume: bool) -> Ensemble | Non
     if (out / STATE).exists():
         if not resume:
             raise RunError(f"{out}: already holds a run; choose another folder or delete it")
-        if read_header(out)[0] != config:
+        found_config, details = read_header(out)
+        if details.get("declared", found_config.fingerprint()) != config.fingerprint():
             raise RunError(f"{out}: already holds a run of another config; choose another folder")
         found = load_run(out)
         shutil.rmtree(out / FEATURES, ignore_errors=True)  # there if the run was killed while it cleaned up

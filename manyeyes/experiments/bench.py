@@ -18,6 +18,7 @@ from manyeyes.backbones import Eyes, TrainableTrunk, TrunkPool
 from manyeyes.data import Frame, ImageBatches, ImageSet, Sample
 from manyeyes.device import Precision, resolve_device, trunk_precision
 from manyeyes.ensemble import Ensemble, EnsembleConfig, Extraction, FeatureStore, Prediction, save_run
+from manyeyes.ensemble.choosing import Chosen
 from manyeyes.ensemble.run import STATE
 from manyeyes.ensemble.store import StoredTaps
 from manyeyes.ensemble.training import fit_extracted
@@ -32,6 +33,8 @@ from manyeyes.progress import Progress, Silent
 
 Stored = tuple[StoredTaps, tuple[Sample, ...]]
 ROUNDS = 4
+SHOWN = 24
+"""Made defects that a report shows."""
 
 
 @dataclass(frozen=True)
@@ -129,18 +132,17 @@ class Bench:
 
     def _features(self, eyes: Eyes, group: Group, progress: Progress) -> tuple[Stored, Stored]:
         """Of all good pictures that may be trained or calibrated on, and of the test pictures."""
-        settings, image_set = self.settings, group.image_set
-        extraction = Extraction(
-            FeatureStore(settings.folder / "features", group.store),
-            self.device,
-            settings.batch_size,
-            settings.precision,
-            settings.skip_bad,
-        )
+        image_set, extraction = group.image_set, self.extraction(group.store)
         everything = (*image_set.train, *image_set.validation)
         normals = extraction(eyes, everything, group.frame, f"extracting {image_set.name}, normals", progress)
         test = extraction(eyes, image_set.test, group.frame, f"extracting {image_set.name}, test", progress)
         return normals, test
+
+    def extraction(self, precision: Literal["float16", "float32"]) -> Extraction:
+        """Into the study's store, whose features have this precision."""
+        settings = self.settings
+        store = FeatureStore(settings.folder / "features", precision)
+        return Extraction(store, self.device, settings.batch_size, settings.precision, settings.skip_bad)
 
     def _timing(self, trunk: str) -> Path:
         return self.settings.folder / "timings" / f"{trunk}-{self.device.type}.json"
@@ -180,7 +182,8 @@ class Bench:
         fits = SharedFits(self.settings.folder / "fits", job.config, self.device)
         restart_peak(self.device)
         start = time.perf_counter()
-        rows = fit_extracted(ensemble, *normals, job.parts, None, Silent(), fits)
+        fit = fit_extracted(ensemble, *normals, job.parts, None, self.extraction(job.config.store), progress, fits)
+        ensemble = fit.ensemble
         fit_seconds = time.perf_counter() - start
         watch = Stopwatch(self.device, [], [])
         fold = "" if cell.fold is None else f", fold {cell.fold + 1}"
@@ -193,10 +196,13 @@ class Bench:
             advance=progress.step(f"{cell.data}, {cell.ensemble}, seed {cell.seed}{fold}"),
         )
         figures = result.figures
-        figures["train_images"], figures["validation_images"] = rows
+        figures["train_images"], figures["validation_images"] = fit.train, fit.validation
+        if fit.chosen is not None:
+            figures["choice"] = choice_figures(fit.chosen, test, progress)
         if job.held:
             figures["held_out"] = held_out(ensemble, normals, job.held, result.pictures)
-        save_run(cell.run, ensemble, self.device, {"train_images": rows[0], "validation_images": rows[1]})
+        counts = {"train_images": fit.train, "validation_images": fit.validation}
+        save_run(cell.run, ensemble, self.device, counts, declared=job.config)
         heads = 1000 * statistics.median(watch.rest[1:] or watch.rest)
         trunks = sum(self._trunk_ms(key) for key in ensemble.eyes.stages)
         figures["cost"] = {
@@ -227,6 +233,23 @@ def judge_stored(
             watch.rest.append((watch.now() - begin) / len(prediction))
         yield prediction, samples[done : done + len(prediction)]
         done += len(prediction)
+
+
+def choice_figures(chosen: Chosen, test: Stored, progress: Progress) -> dict[str, Any]:
+    """Why the ensemble is what it is, some of the made defects, and what all candidates do on the test pictures."""
+    step = max(1, len(chosen.made) // SHOWN)
+    made = [
+        {
+            "path": str(sample.path.absolute()),
+            "mask": str(sample.regions[0].path.absolute()),
+            "kind": sample.defect,
+            "group": sample.group,
+        }
+        for sample in chosen.made[::step][:SHOWN]
+    ]
+    labels = np.array([sample.label for sample in test[1]])
+    taps = test[0].only(chosen.wide.tap_keys())
+    return {**chosen.record, "made": made, "truth": chosen.verified(taps, labels, progress)}
 
 
 def held_out(

@@ -63,7 +63,7 @@ def test_maps_equal_timms_features_only(architecture: str) -> None:
     other = timm.create_model(architecture, num_classes=0, features_only=True, out_indices=indices)
     other.load_state_dict(built.network.state_dict(), strict=False)
     with torch.no_grad():
-        expected = other.eval()((images() - built.mean) / built.std)
+        expected = other.eval()((images() - built.pixels.mean) / built.pixels.std)
     for name, value in zip(names, expected, strict=True):
         torch.testing.assert_close(built(images(), [name])[name], value, atol=1e-4, rtol=1e-4)
 
@@ -84,7 +84,7 @@ def test_blocks_go_through_the_networks_own_final_norm(architecture: str) -> Non
 def test_pooled_is_the_input_of_the_classifier_in_the_same_pass(architecture: str) -> None:
     built = build(architecture)
     with torch.no_grad():
-        pixels = (images() - built.mean) / built.std
+        pixels = (images() - built.pixels.mean) / built.pixels.std
         expected = built.network.forward_head(built.network.forward_features(pixels), pre_logits=True)
     passes: list[int] = []
     first = next(module for module in built.network.modules() if isinstance(module, torch.nn.Conv2d))
@@ -124,8 +124,8 @@ def test_input_is_resized_with_antialias_then_normalised() -> None:
 
 def test_bundled_weights_have_their_own_mean_and_std() -> None:
     built = TimmTrunkConfig(size=32).build()
-    assert built.mean.flatten().tolist() == pytest.approx([127 / 255] * 3)
-    assert built.std.flatten().tolist() == pytest.approx([128 / 255] * 3)
+    assert built.pixels.mean.flatten().tolist() == pytest.approx([127 / 255] * 3)
+    assert built.pixels.std.flatten().tolist() == pytest.approx([128 / 255] * 3)
     assert built.weights_source.startswith("bundled package")
 
 
@@ -133,7 +133,7 @@ def test_mean_and_std_are_those_of_the_tag(tmp_path: Path, monkeypatch: pytest.M
     name = "tf_efficientnet_b0"
     save_file(timm.create_model(name).state_dict(), tmp_path / f"{name}.safetensors")
     monkeypatch.setenv("MANYEYES_WEIGHTS", str(tmp_path))
-    means = {tag: build(name, weights=tag).mean.flatten().tolist() for tag in ("ap_in1k", "ns_jft_in1k", "mine")}
+    means = {tag: build(name, weights=tag).pixels.mean.flatten().tolist() for tag in ("ap_in1k", "ns_jft_in1k", "mine")}
     assert means["ap_in1k"] == pytest.approx([0.5, 0.5, 0.5])
     assert means["ns_jft_in1k"] == means["mine"] == pytest.approx([0.485, 0.456, 0.406])
 

@@ -229,15 +229,15 @@ def test_embeddings_are_computed_once_and_read_again(root: Path, tmp_path: Path)
         calls.append(len(batch[key]))
         return batch[key]
 
-    embeddings = Embeddings(taps, embed)
-    first, second = torch.cat(list(embeddings)), torch.cat(list(embeddings))
+    with Embeddings(taps, embed) as embeddings:
+        first, second = torch.cat(list(embeddings)), torch.cat(list(embeddings))
     assert calls == [4, 4, 2]
     assert torch.equal(first, second)
     assert torch.equal(first, values(taps)[key])
     # An interrupted first pass starts over.
-    embeddings = Embeddings(taps, embed)
-    next(iter(embeddings))
-    assert torch.equal(torch.cat(list(embeddings)), first)
+    with Embeddings(taps, embed) as embeddings:
+        next(iter(embeddings))
+        assert torch.equal(torch.cat(list(embeddings)), first)
 
 
 def test_the_error_of_a_store_is_one_that_users_can_mend(tmp_path: Path, parts: ImageSet) -> None:
