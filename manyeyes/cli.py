@@ -34,6 +34,9 @@ LayoutName = Literal["auto", "folder", "mvtec-ad", "mvtec-loco", "visa", "mpdd",
 Layout = Annotated[LayoutName, typer.Option(help="how the image set lies on disk")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="list unreadable pictures and leave them out")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bars")]
+Choose = Annotated[
+    bool, typer.Option("--choose", help="let made defects choose the fusion and the weights of all heads")
+]
 Datas = Annotated[list[Path] | None, typer.Option("--data", help="folder of pictures; may be given more than once")]
 Set = Annotated[Optional[list[str]], typer.Option("--set", help="override a field: fusion.components=128")]  # noqa: UP045
 
@@ -70,6 +73,7 @@ def train(
     data: Annotated[Path, typer.Option("--data", help="folder of pictures")],
     out: Out,
     set_: Set = None,
+    choose: Choose = False,
     layout: Layout = "auto",
     labelled: Annotated[
         Optional[Path],  # noqa: UP045
@@ -84,10 +88,12 @@ def train(
 ) -> None:
     """Train an ensemble on good pictures and write a run folder."""
     from manyeyes.data import layout_of, read_image_set
-    from manyeyes.ensemble import load_config, train_run
+    from manyeyes.ensemble import load_config, train_run, with_choice
     from manyeyes.progress import shown
 
     declared = load_config(config, set_ or ())
+    if choose:
+        declared = with_choice(declared)
     image_set = read_image_set(data, layout_of(layout))
     _tell(image_set.notes)
     with shown(quiet) as progress:
@@ -186,6 +192,7 @@ def compare(
     out: Out,
     data: Datas = None,
     set_: Set = None,
+    choose: Choose = False,
     seeds: Annotated[str | None, typer.Option(help="comma-separated; by default 0")] = None,
     folds: Annotated[int | None, typer.Option(min=0, help="cross-validate each training with this many folds")] = None,
     baseline: Annotated[str | None, typer.Option(help="ensemble to compare with; by default the first")] = None,
@@ -201,14 +208,17 @@ def compare(
     skip_bad: SkipBad = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compare ensembles on sets: a table and a report page. Features are extracted once, finished cells are kept."""
+    """Compare ensembles on sets: a table and a report page. Features are extracted once, finished cells are kept.
+
+    With --choose each ensemble also stands with its fusion chosen, as NAME-auto.
+    """
     from manyeyes.experiments.compare import run_study
     from manyeyes.experiments.declaration import named_study, seeds_of
     from manyeyes.experiments.engines import engine_of
     from manyeyes.progress import shown
 
     numbers = None if seeds is None else seeds_of(seeds)
-    declared = named_study(configs, data, set_ or (), layout).but(numbers, folds, baseline, leave_one_out)
+    declared = named_study(configs, data, set_ or (), layout).but(numbers, folds, baseline, leave_one_out, choose)
     for image_set in declared.sets:
         _tell(image_set.notes)
     with shown(quiet) as progress:

@@ -3,7 +3,7 @@
 from manyeyes.ensemble.config import EnsembleConfig, MemberConfig, ThresholdConfig
 from manyeyes.ensemble.ensemble import Ensemble
 from manyeyes.ensemble.prediction import Prediction
-from manyeyes.ensemble.presets import PRESETS, load_config
+from manyeyes.ensemble.presets import PRESETS, load_config, with_choice
 from manyeyes.ensemble.run import load_run, save_run
 from manyeyes.ensemble.store import FeatureStore
 from manyeyes.ensemble.training import Extraction, fit_ensemble, train_run
@@ -22,4 +22,5 @@ __all__ = [
     "load_run",
     "save_run",
     "train_run",
+    "with_choice",
 ]

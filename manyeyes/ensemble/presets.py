@@ -12,7 +12,7 @@ from manyeyes.backbones import EfficientAdConfig, ExtractorConfig, PatchCoreConf
 from manyeyes.config import override
 from manyeyes.ensemble.config import EnsembleConfig, MemberConfig
 from manyeyes.errors import ConfigError
-from manyeyes.fusion import FusionConfig, GlobalPcaConfig, IndependentPcaConfig, ScoreLevelConfig, SumConfig
+from manyeyes.fusion import AutoConfig, FusionConfig, GlobalPcaConfig, IndependentPcaConfig, ScoreLevelConfig, SumConfig
 from manyeyes.heads import (
     AContrarioConfig,
     DiscriminatorConfig,
@@ -39,6 +39,27 @@ class Preset:
     name: str
     build: Callable[[], EnsembleConfig]
     summary: str
+
+
+def with_choice(config: EnsembleConfig, name: str | None = None) -> EnsembleConfig:
+    """The same eyes with the choice among ways of fusing them left to defects made from good pictures.
+
+    The declared way is a candidate as it is; the others take its components and whitening where it has any. Heads on
+    the fused map are the declared ones or, where there are none, the default's.
+    Raises: ConfigError if the declared combiner leaves nothing to choose.
+    """
+    declared = config.fusion
+    if isinstance(declared, AutoConfig):
+        return config
+    shared = declared.model_dump(include={"components", "whiten", "balance"})
+    candidates: dict[str, FusionConfig] = {"global_pca": GlobalPcaConfig(**shared)}
+    candidates["independent_pca"] = IndependentPcaConfig(**shared)
+    if any(member.heads for member in config.members):
+        candidates = {"score_level": ScoreLevelConfig(), **candidates}
+    candidates[declared.kind] = declared
+    fields = {"fusion": AutoConfig(candidates=tuple(candidates.values())), "heads": config.heads or FUSED_HEADS}
+    values = config.model_copy(update={**fields, "name": name or config.name}).model_dump(mode="json")
+    return EnsembleConfig.parse(values, f"{config.name} with a choice")
 
 
 def eye(name: str, extractor: ExtractorConfig) -> MemberConfig:

@@ -23,7 +23,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from manyeyes.config import Config, override, read_yaml
 from manyeyes.data import Auto, DataConfig, ImageSet, layout_of, read_image_set
-from manyeyes.ensemble import PRESETS, EnsembleConfig, load_config
+from manyeyes.ensemble import PRESETS, EnsembleConfig, load_config, with_choice
 from manyeyes.ensemble.config import Name
 from manyeyes.errors import ConfigError
 from manyeyes.experiments.leaving_out import without_each_member
@@ -80,6 +80,7 @@ class StudyConfig(Config):
     folds: int = Field(0, ge=0, description="cross-validate each training with this many folds; 0: none")
     baseline: str | None = Field(None, description="ensemble that the others are compared with; by default the first")
     leave_one_out: bool = Field(False, description="also fit each ensemble without each of its members")
+    choose: bool = Field(False, description="also fit each ensemble with its fusion chosen, as NAME-auto")
     repetitions: int = Field(0, ge=0, description="bootstrap draws for intervals of all figures; 0: none")
 
     @model_validator(mode="after")
@@ -106,11 +107,19 @@ class Declared:
         folds: int | None = None,
         baseline: str | None = None,
         leave_one_out: bool = False,
+        choose: bool = False,
     ) -> Declared:
-        """With some fields given anew; with ``leave_one_out`` each ensemble also without each of its members."""
+        """With some fields given anew; with ``leave_one_out`` each ensemble also without each of its members, with
+        ``choose`` also with its fusion chosen.
+
+        Raises: ConfigError if an ensemble leaves nothing to choose.
+        """
+        ensembles = list(self.ensembles)
+        ensembles += without_each_member(self.ensembles) if leave_one_out else []
+        ensembles += [with_choice(config, f"{config.name}-auto") for config in self.ensembles] if choose else []
         return replace(
             self,
-            ensembles=[*self.ensembles, *(without_each_member(self.ensembles) if leave_one_out else ())],
+            ensembles=ensembles,
             seeds=self.seeds if seeds is None else seeds,
             folds=self.folds if folds is None else folds,
             baseline=self.baseline if baseline is None else baseline,
@@ -135,7 +144,7 @@ def read_study(path: str | Path, overrides: Iterable[str] = ()) -> Declared:
             raise ConfigError(f"{path}: ensembles.{index}.{error}") from None
     sets = [item.read(path.parent) for item in config.sets]
     found = Declared(ensembles, sets, config.seeds, config.folds, config.baseline, config.repetitions)
-    return found.but(leave_one_out=config.leave_one_out)
+    return found.but(leave_one_out=config.leave_one_out, choose=config.choose)
 
 
 def named_study(

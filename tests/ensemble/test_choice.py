@@ -1,0 +1,235 @@
+"""The choice without labels: its arithmetic by itself, then carried out on drawn parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import draw_parts, small_config, small_member
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
+
+from manyeyes.backbones import EfficientAdConfig
+from manyeyes.data import ImageBatches, ImageSet, read_image_set
+from manyeyes.ensemble import EnsembleConfig, load_run, train_run, with_choice
+from manyeyes.ensemble.choice import Evidence, auroc, choose, combination, proxies, resolved, verified, weigh
+from manyeyes.ensemble.run import read_header
+from manyeyes.errors import ConfigError, DataError, RunError
+from manyeyes.fusion import (
+    AutoConfig,
+    ConcatenateConfig,
+    GlobalPcaConfig,
+    IndependentPcaConfig,
+    PositiveSquareConfig,
+    ScoreLevelConfig,
+    SumConfig,
+)
+from manyeyes.heads import GaussianConfig, MemoryBankConfig
+
+CANDIDATES = (ScoreLevelConfig(), GlobalPcaConfig(components=8), IndependentPcaConfig(components=8))
+HEADS = ["global_pca/discriminator", "global_pca/memory_bank", "independent_pca/discriminator"]
+HEADS += ["independent_pca/memory_bank", "one/memory_bank", "one/gaussian", "two/memory_bank"]
+
+
+def auto(**fields: Any) -> EnsembleConfig:
+    return small_config(**({"fusion": AutoConfig(candidates=CANDIDATES, defects=10)} | fields))
+
+
+def evidence(sees: Mapping[str, float], normals: int = 40, defects: int = 60, seed: int = 0) -> Evidence:
+    """Scores of heads that lift defects by so many deviations, structural and logical ones alike."""
+    rng = np.random.default_rng(seed)
+    normal = {name: rng.normal(size=normals) for name in HEADS}
+    made = {name: rng.normal(size=defects) + sees.get(name, 0.0) for name in HEADS}
+    return Evidence(normal, made, ["structural", "logical"] * (defects // 2))
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    normal=st.lists(st.integers(-3, 3), min_size=1, max_size=20),
+    made=st.lists(st.integers(-3, 3), min_size=1, max_size=20),
+)
+def test_auroc_equals_scikit_learn_ties_included(normal: Sequence[int], made: Sequence[int]) -> None:
+    labels = [0] * len(normal) + [1] * len(made)
+    found = auroc(np.array(normal, float), np.array(made, float))
+    assert found == pytest.approx(roc_auc_score(labels, [*normal, *made]))
+
+
+def test_a_proxy_is_the_mean_over_the_groups_that_are_there() -> None:
+    normal, made = np.array([0.0, 1.0]), np.array([2.0, -1.0, 2.0])
+    assert proxies(normal, made, ["structural", "logical", "logical"]) == {
+        "structural": 1,
+        "logical": 0.5,
+        "mean": 0.75,
+    }
+    assert proxies(normal, made, ["logical"] * 3) == {"logical": pytest.approx(2 / 3), "mean": pytest.approx(2 / 3)}
+
+
+def test_weights_rise_with_the_proxy_and_shrink_towards_equal_on_few_normals() -> None:
+    by_head = [{"structural": value, "mean": value} for value in (1.0, 0.8, 0.5, 0.2)]
+    many, few = weigh(by_head, 1000), weigh(by_head, 1)
+    assert many[0] == 1
+    assert (np.diff(many) <= 0).all()
+    assert many[2] == many[3] < 0.05, "chance and worse weigh next to nothing"
+    assert (few[1:] > many[1:]).all()
+    assert (weigh([{"structural": 0.5, "mean": 0.5}] * 3, 50) == 1).all(), (
+        "if nothing sees anything, all weigh the same"
+    )
+
+
+def test_a_head_that_sees_one_group_alone_keeps_half_its_weight() -> None:
+    one = {"structural": 1.0, "logical": 0.5, "mean": 0.75}
+    both = {"structural": 1.0, "logical": 1.0, "mean": 1.0}
+    assert weigh([one, both], 10**9)[0] == pytest.approx(0.5)
+
+
+def test_the_block_whose_map_sees_is_chosen_and_blind_heads_are_dropped() -> None:
+    choice = choose(auto(), evidence({"global_pca/memory_bank": 6, "one/gaussian": 1.5}))
+    assert choice.record["strategy"] == "global_pca"
+    assert choice.config.fusion == CANDIDATES[1]
+    assert choice.record["weights"]["fused/memory_bank"] == 1
+    assert "two/memory_bank" in choice.record["dropped"]
+    assert not isinstance(choice.config.fusion, AutoConfig)
+    assert choice.config.combiner == PositiveSquareConfig(weights=choice.record["weights"])
+    assert "chosen without a real defect" in choice.notes[0]
+
+
+def test_scores_alone_are_enough_where_no_block_adds_anything() -> None:
+    choice = choose(
+        auto(), evidence({"one/memory_bank": 6, "global_pca/memory_bank": 6, "independent_pca/memory_bank": 6})
+    )
+    assert choice.record["strategy"] == "score_level"
+    assert not choice.config.heads, "no map is fused that nobody judges"
+
+
+def test_something_that_draws_a_map_is_kept_for_people_to_see() -> None:
+    choice = choose(auto(), evidence({"one/gaussian": 6}, normals=4000))
+    assert set(choice.record["weights"]) & {"one/memory_bank", "two/memory_bank", "fused/memory_bank"}
+
+
+def test_without_made_defects_there_is_nothing_to_choose_by() -> None:
+    with pytest.raises(DataError, match="at least one made defect"):
+        Evidence({"a": np.zeros(3)}, {"a": np.zeros(0)}, [])
+
+
+def test_a_member_that_nothing_looks_at_is_left_out() -> None:
+    plain, origin = resolved(auto(), CANDIDATES[0], {"one/gaussian": 1.0, "one/memory_bank": 0.5})
+    assert [member.name for member in plain.members] == ["one"]
+    assert origin == {"one/memory_bank": "one/memory_bank", "one/gaussian": "one/gaussian"}
+    plain, origin = resolved(auto(), CANDIDATES[2], {"independent_pca/memory_bank": 1.0})
+    assert [member.name for member in plain.members] == ["one", "two"], "both are in the fused map"
+    assert origin == {"fused/memory_bank": "independent_pca/memory_bank"}
+
+
+def test_what_is_verified_is_the_auroc_of_the_same_combination() -> None:
+    config, found = auto(), evidence({"one/memory_bank": 2})
+    choice, rng = choose(config, found), np.random.default_rng(1)
+    good, bad = ({name: rng.normal(size=n) + lift for name in HEADS} for n, lift in ((20, 0.0), (15, 1.0)))
+    truth = verified(config, choice, found.normal, good, bad)
+    assert truth["heads"]["two/memory_bank"] == auroc(good["two/memory_bank"], bad["two/memory_bank"])
+    assert set(truth["strategies"]) == set(choice.record["proxies"]["strategies"])
+    combined = combination(config, found.normal, dict.fromkeys(["one/memory_bank", "one/gaussian"], 1.0))
+    assert truth["members"]["one"] == auroc(combined(good), combined(bad))
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"combiner": SumConfig()}, "leave combiner out"),
+        ({"combiner": PositiveSquareConfig(weights={"one/gaussian": 2.0})}, "leave combiner out"),
+        ({"fusion": AutoConfig(candidates=(ScoreLevelConfig(),)), "heads": ()}, "besides score_level"),
+        ({"members": (small_member("global_pca"),)}, "cannot be called 'global_pca'"),
+        ({"members": (small_member("one", heads=()),)}, "at least one member needs heads"),
+    ],
+)
+def test_a_config_that_leaves_nothing_to_choose_is_refused(change: dict[str, Any], why: str) -> None:
+    values = {**auto().model_dump(mode="json"), **{k: _plain(v) for k, v in change.items()}}
+    with pytest.raises(ConfigError, match=why):
+        EnsembleConfig.parse(values, "test")
+
+
+def _plain(value: Any) -> Any:
+    return (
+        [item.model_dump(mode="json") for item in value] if isinstance(value, tuple) else value.model_dump(mode="json")
+    )
+
+
+@pytest.mark.parametrize("fusion", [*CANDIDATES, ConcatenateConfig()], ids=lambda fusion: fusion.kind)
+def test_any_ensemble_can_be_chosen_for(fusion: Any) -> None:
+    heads = () if fusion.kind == "score_level" else (MemoryBankConfig(ratio=0.05),)
+    chosen = with_choice(small_config(fusion=fusion, heads=heads), "free")
+    assert isinstance(chosen.fusion, AutoConfig)
+    assert fusion in chosen.fusion.candidates
+    assert chosen.name == "free"
+    assert chosen.heads, "candidates need heads to judge their maps"
+    assert with_choice(chosen) == chosen
+
+
+@pytest.fixture(scope="module")
+def chosen(parts: ImageSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("chosen") / "run"
+    train_run(auto(), parts, out, device="cpu", batch_size=4)
+    return out
+
+
+def test_a_run_of_a_choice_is_a_plain_run(chosen: Path, parts: ImageSet) -> None:
+    config, details = read_header(chosen)
+    assert not isinstance(config.fusion, AutoConfig)
+    record = details["metrics"]["choice"]
+    assert record["made_defects"] == {"structural": 30, "logical": 30}
+    assert set(record["weights"]) == set(load_run(chosen).names)
+    assert any("chosen without a real defect" in note for note in details["notes"])
+    assert not (chosen / "features").exists()
+
+
+def test_the_chosen_ensemble_scores_as_one_declared_and_trained_so(
+    chosen: Path, parts: ImageSet, tmp_path: Path
+) -> None:
+    plain = train_run(read_header(chosen)[0], parts, tmp_path / "plain", device="cpu", batch_size=4)
+    images = next(iter(ImageBatches(parts.test, plain.config.frame, 9))).images
+    one, other = load_run(chosen).predict(images), plain.predict(images)
+    torch.testing.assert_close(one.score, other.score, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(one.map, other.map, rtol=1e-4, atol=1e-4)
+    assert torch.equal(one.alarm, other.alarm)
+
+
+def test_resumed_when_finished_it_is_found_and_another_declaration_is_refused(
+    chosen: Path, parts: ImageSet, tmp_path: Path
+) -> None:
+    said: list[str] = []
+
+    class Heard:
+        def step(self, what: str) -> Any:
+            return lambda done, total: None
+
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    train_run(auto(), parts, chosen, device="cpu", resume=True, progress=Heard())
+    assert "already finished" in said[0]
+    with pytest.raises(RunError, match="another config"):
+        train_run(auto(seed=1), parts, chosen, device="cpu", resume=True)
+
+
+def test_the_choice_knows_nothing_of_the_test_pictures(parts: ImageSet, tmp_path: Path) -> None:
+    fewer = replace(parts, test=parts.test[:1])
+    found = [
+        train_run(auto(), image_set, tmp_path / name, device="cpu", batch_size=4)
+        for name, image_set in (("all", parts), ("fewer", fewer))
+    ]
+    assert found[0].config == found[1].config
+
+
+def test_a_choice_with_a_member_whose_trunk_was_trained(tmp_path: Path) -> None:
+    root = read_image_set(draw_parts(tmp_path / "parts", train=8))
+    trunk = {"teacher": {"weights": "random", "image_size": 64}, "training": {"schedule": {"steps": 1, "crop": 48}}}
+    extractor = EfficientAdConfig.parse({"trunk": trunk, "maps": ["student_teacher_pooled"]})
+    members = (small_member("one"), small_member("pooled", extractor=extractor, heads=(GaussianConfig(),), fuse=False))
+    ensemble = train_run(auto(members=members), root, tmp_path / "run", device="cpu", batch_size=4)
+    images = next(iter(ImageBatches(root.test, ensemble.config.frame.sized(ensemble.canvas), 9))).images
+    assert torch.equal(load_run(tmp_path / "run").predict(images).score, ensemble.predict(images).score)
