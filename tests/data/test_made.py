@@ -133,6 +133,16 @@ def test_written_samples_are_on_the_canvas_with_masks(samples: tuple[Sample, ...
         np.testing.assert_array_equal(made_frame(FRAME).place(image), image)
 
 
+@pytest.mark.parametrize("sources", [2, 3, 4])
+def test_every_picture_is_spoilt_in_both_ways(sources: int, samples: tuple[Sample, ...], tmp_path: Path) -> None:
+    """With an even number of pictures each had got one group alone."""
+    made = make_defects(samples[:sources], FRAME, tmp_path / "made", count=4 * sources, seed=0)
+    groups: dict[str, set[str]] = {}
+    for sample in made:
+        groups.setdefault(sample.path.stem.split("-")[0], set()).add(sample.group)
+    assert list(groups.values()) == [{"structural", "logical"}] * sources
+
+
 def test_a_region_of_interest_is_cut_once(samples: tuple[Sample, ...], tmp_path: Path) -> None:
     frame = Frame(size=64, region=(0.25, 0.25, 0.75, 0.75))
     made = make_defects(samples[:1], frame, tmp_path / "made", count=1, seed=0)

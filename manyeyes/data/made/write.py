@@ -24,7 +24,7 @@ from manyeyes.data.sample import Region, Sample
 from manyeyes.errors import DataError
 from manyeyes.files import writing
 
-VERSION = 1
+VERSION = 2
 """Raised when the same numbers make other pictures, so that no old file is taken for a new one."""
 
 
@@ -117,8 +117,9 @@ def _orders(samples: Sequence[Sample], frame: Frame, count: int, seed: int) -> I
     by_group = [[kind for kind in KINDS.values() if kind.group == group] for group in ("structural", "logical")]
     numbers = sorted(range(count), key=lambda number: number % len(ranked))  # one picture's orders together
     for number in numbers:
-        source = ranked[number % len(ranked)]
-        kinds = by_group[number % 2]
+        round_, place = divmod(number, len(ranked))
+        source = ranked[place]
+        kinds = by_group[(place + round_) % 2]  # every picture has both in turn
         kind = kinds[number // 2 % len(kinds)]
         key = digest(source.path.parent.name, source.path.name, number)
         others = [sample for sample in ranked if sample is not source] or [source]
