@@ -272,7 +272,7 @@ def test_disagreements_start_with_split_decisions(study):
 
 
 def test_the_fused_map_is_read_from_the_run(page):
-    assert "Fused map: 5 components by independent pca" in page.text
+    assert "Fused map: 5 components by independent PCA" in page.text
     assert "one 25 %" in page.text
     assert "one: 80.0 % of the variance kept" in page.text
 

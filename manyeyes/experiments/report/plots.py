@@ -1,0 +1,112 @@
+"""Points in a square of 100 x 100 for the page's SVG, on axes with round ticks: accuracy against cost and the like."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from manyeyes.experiments.report.standings import Standing
+from manyeyes.experiments.report.words import number, percent
+
+
+@dataclass(frozen=True)
+class Axis:
+    """``ticks`` are (place, text), places 0..100 from the low end."""
+
+    low: float
+    high: float
+    log: bool
+    ticks: list[tuple[float, str]]
+
+    def at(self, value: float) -> float:
+        return _place(value, self.low, self.high, self.log)
+
+
+def _place(value: float, low: float, high: float, log: bool) -> float:
+    if log:
+        value, low, high = math.log(value), math.log(low), math.log(high)
+    return 100 * (value - low) / (high - low)
+
+
+def share_axis(values: Sequence[float], step: float = 0.05) -> Axis:
+    """For AUROCs: whole steps around all values, at most six ticks in %.
+
+    >>> share_axis([0.83, 0.97]).ticks
+    [(0.0, '80'), (25.0, '85'), (50.0, '90'), (75.0, '95'), (100.0, '100')]
+    """
+    high = max(math.ceil(max(values) / step - 1e-9), 1) * step
+    low = min(math.floor(min(values) / step + 1e-9) * step, high - step)
+    if round((high - low) / step) > 5:
+        return share_axis(values, 2 * step)
+    count = round((high - low) / step)
+    ticks = [(100 * tick / count, f"{100 * (low + tick * step):.0f}") for tick in range(count + 1)]
+    return Axis(low, high, False, ticks)
+
+
+def cost_axis(values: Sequence[float]) -> Axis:
+    """For times: logarithmic, with ticks at 1, 2 and 5 times powers of ten.
+
+    >>> cost_axis([12.0, 30.0]).ticks
+    [(0.0, '10'), (43.067655807339306, '20'), (100.0, '50')]
+    """
+    powers = range(math.floor(math.log10(min(values))) - 1, math.ceil(math.log10(max(values))) + 1)
+    whole = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
+    low = max(value for value in whole if value <= min(values) * (1 + 1e-9))
+    high = min(value for value in whole if value >= max(values) * (1 - 1e-9) and value > low)
+    inside = [value for value in whole if low <= value <= high]
+    ticks = {f"{value:g}": _place(value, low, high, True) for value in inside}
+    if len(ticks) > 6:
+        ticks = {text: place for text, place in ticks.items() if text.strip("0.") == "1"}
+    return Axis(low, high, True, [(place, text) for text, place in ticks.items()])
+
+
+@dataclass(frozen=True)
+class Point:
+    """``x`` to the right, ``y`` downwards. ``label`` is a number that the table beside the plot explains."""
+
+    name: str
+    label: str
+    x: float
+    y: float
+    title: str
+    marked: bool = False
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Points on two axes, and a ``line`` as an SVG path."""
+
+    points: list[Point]
+    x: Axis
+    y: Axis
+    line: str = ""
+
+
+def cost_plot(standings: Sequence[Standing]) -> Plot | None:
+    """Image AUROC against milliseconds per picture, with the front; labels count the standings from 1.
+
+    None with a single ensemble, or where nothing was measured.
+    """
+    known = [
+        (place, standing, standing.auroc, ms)
+        for place, standing in enumerate(standings, 1)
+        if standing.auroc is not None and (ms := standing.costs["ms_per_image"])
+    ]
+    if len(known) < 2:
+        return None
+    x, y = cost_axis([ms for *_, ms in known]), share_axis([auroc for _, _, auroc, _ in known])
+    points = [
+        Point(
+            standing.ensemble,
+            str(place),
+            x.at(ms),
+            100 - y.at(auroc),
+            f"{standing.ensemble}: {percent(auroc)} %, {number(ms)} ms per picture",
+            standing.on_front,
+        )
+        for place, standing, auroc, ms in known
+    ]
+    front = sorted((point.x, point.y) for point in points if point.marked)
+    line = f"M{front[0][0]:.2f} 100V{front[0][1]:.2f}" + "".join(f"H{x:.2f}V{y:.2f}" for x, y in front[1:]) + "H100"
+    return Plot(points, x, y, line)
