@@ -79,6 +79,8 @@ def finished_cell(
     rising = np.linspace(0, 1, 9)
     pro_curve = [(0.3 * rising).tolist(), (rising ** (1 / (1 + strength))).tolist()] if draws else None
     figures["pixel"]["au_pro"] = figures.pop("au_pro")
+    if pro_curve and labels.any():
+        figures["pixel"]["au_pro"] = float(np.trapezoid(pro_curve[1], pro_curve[0]) / 0.3)
 
     def auroc(values: np.ndarray) -> float | None:
         return to_json(image_figures(values[labels == 0], values[labels == 1]))["auroc"]

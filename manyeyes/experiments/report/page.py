@@ -99,6 +99,7 @@ def render(results: Results) -> str:
     for number, contest in enumerate(contests):
         painters = [Painter(contest.first(name), name) for name in contest.whole[:each]]
         sections.append(Section(number, contest, colours, painters))
+    standings = sorted(results.standings, key=lambda one: (one.auroc is None, -(one.auroc or 0.0)))
     environment = Environment(
         loader=PackageLoader(HERE, ""),
         autoescape=True,
@@ -113,10 +114,10 @@ def render(results: Results) -> str:
         verdict=verdict(contests),
         sections=sections,
         overall=tables.overall_rows(contests, colours) if len(contests) > 1 else [],
-        standings=tables.standing_rows(results.standings, results.baseline, colours),
+        standings=tables.standing_rows(standings, results.baseline, colours),
         baseline=results.baseline,
         over_sets=len(contests) >= FEWEST_SETS,
-        cost_plot=plots.cost_plot(results.standings),
+        cost_plot=plots.cost_plot(standings),
         chosen=any(section.choices for section in sections),
         colours=colours,
         style=Markup(resource("style.css")),

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from manyeyes.experiments.report.standings import Standing
 from manyeyes.experiments.report.words import number, percent
 
+STEPS = (0.01, 0.02, 0.05, 0.1, 0.2)
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -29,33 +31,34 @@ def _place(value: float, low: float, high: float, log: bool) -> float:
     return 100 * (value - low) / (high - low)
 
 
-def share_axis(values: Sequence[float], step: float = 0.05) -> Axis:
-    """For AUROCs: whole steps around all values, at most six ticks in %.
+def share_axis(values: Sequence[float]) -> Axis:
+    """For AUROCs: the finest round steps around all values that need at most six ticks, in %.
 
-    >>> share_axis([0.83, 0.97]).ticks
-    [(0.0, '80'), (25.0, '85'), (50.0, '90'), (75.0, '95'), (100.0, '100')]
+    >>> [text for _, text in share_axis([0.83, 0.97]).ticks], [text for _, text in share_axis([0.991, 1.0]).ticks]
+    (['80', '85', '90', '95', '100'], ['99', '100'])
     """
-    high = max(math.ceil(max(values) / step - 1e-9), 1) * step
-    low = min(math.floor(min(values) / step + 1e-9) * step, high - step)
-    if round((high - low) / step) > 5:
-        return share_axis(values, 2 * step)
-    count = round((high - low) / step)
-    ticks = [(100 * tick / count, f"{100 * (low + tick * step):.0f}") for tick in range(count + 1)]
-    return Axis(low, high, False, ticks)
+    for step in STEPS:
+        first, last = math.floor(min(values) / step + 1e-9), max(math.ceil(max(values) / step - 1e-9), 1)
+        first = min(first, last - 1)
+        if last - first <= 5:
+            break
+    ticks = [(100 * tick / (last - first), f"{100 * (first + tick) * step:.0f}") for tick in range(last - first + 1)]
+    return Axis(first * step, last * step, False, ticks)
 
 
 def cost_axis(values: Sequence[float]) -> Axis:
-    """For times: logarithmic, with ticks at 1, 2 and 5 times powers of ten.
+    """For times: logarithmic, between 1, 2 or 5 times powers of ten, with ticks there, at more or at fewer places.
 
-    >>> cost_axis([12.0, 30.0]).ticks
-    [(0.0, '10'), (43.067655807339306, '20'), (100.0, '50')]
+    >>> [text for _, text in cost_axis([12.0, 30.0]).ticks], [text for _, text in cost_axis([12.0, 300.0]).ticks]
+    (['10', '20', '30', '40', '50'], ['10', '20', '50', '100', '200', '500'])
     """
     powers = range(math.floor(math.log10(min(values))) - 1, math.ceil(math.log10(max(values))) + 1)
     whole = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
     low = max(value for value in whole if value <= min(values) * (1 + 1e-9))
     high = min(value for value in whole if value >= max(values) * (1 - 1e-9) and value > low)
-    inside = [value for value in whole if low <= value <= high]
-    ticks = {f"{value:g}": _place(value, low, high, True) for value in inside}
+    every = [digit * 10.0**power for power in powers for digit in range(1, 10)]
+    fine = every if high <= 5 * low * (1 + 1e-9) else whole
+    ticks = {f"{value:g}": _place(value, low, high, True) for value in fine if low <= value <= high * (1 + 1e-9)}
     if len(ticks) > 6:
         ticks = {text: place for text, place in ticks.items() if text.strip("0.") == "1"}
     return Axis(low, high, True, [(place, text) for text, place in ticks.items()])
