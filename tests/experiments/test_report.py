@@ -12,11 +12,13 @@ from studies import finished_study
 from manyeyes.experiments.metrics import delong, paired_test
 from manyeyes.experiments.report import write_report
 from manyeyes.experiments.report.contest import Contest, holm
-from manyeyes.experiments.report.curves import digits, roc
+from manyeyes.experiments.report.curves import digits, pro_curves, roc, roc_curves
 from manyeyes.experiments.report.gallery import Painter, disagreements, galleries
 from manyeyes.experiments.report.page import embedded
 from manyeyes.experiments.report.verdict import verdict
-from manyeyes.experiments.report.words import breakable, number, signed
+from manyeyes.experiments.report.words import breakable, correlation, number, plain_name, signed
+from manyeyes.experiments.study import Study
+from manyeyes.files import read_json, write_json
 
 STRENGTHS = {"weak": 0.1, "strong": 3.0, "even": 1.5}
 
@@ -250,6 +252,80 @@ def test_roc_equals_scikit_learn():
     assert (x[0], y[0], x[-1], y[-1]) == (0, 0, 1, 1)
 
 
+def test_pro_curves_are_the_cells_in_a_square_of_100(study, page):
+    contest = Contest.read(study, "parts")
+    found, limit = pro_curves(contest)
+    assert limit == pytest.approx(0.3)
+    assert [curve.ensemble for curve in found] == contest.ranking
+    for curve in found:
+        rates, overlaps = study.of(curve.ensemble, "parts")[0].pro_curve
+        points = np.array([part.split() for part in curve.path[1:].split("L")], float)
+        assert points[:, 0] == pytest.approx(np.array(rates) / 0.3 * 100, abs=0.006)
+        assert points[:, 1] == pytest.approx(100 - 100 * np.array(overlaps), abs=0.006)
+        area = np.trapezoid(1 - points[:, 1] / 100, points[:, 0] / 100)
+        assert float(curve.area) == pytest.approx(100 * area, abs=0.1), "the figure beside it is the area under it"
+    assert "PRO: pixels." in page.text
+
+
+def test_curves_carry_their_areas(study):
+    contest = Contest.read(study, "parts")
+    for curve in roc_curves(contest):
+        points = np.array([part.split() for part in curve.path[1:].split("L")], float)
+        area = np.trapezoid(100 - points[:, 1], points[:, 0]) / 100
+        assert float(curve.area) == pytest.approx(area, abs=0.1)
+
+
+def test_without_maps_there_is_a_roc_curve_alone(tmp_path):
+    study = finished_study(tmp_path, {"a": 1.0, "b": 1.2}, draws=False)
+    page = written(study)
+    assert pro_curves(Contest.read(study, "parts"))[0] == []
+    assert "ROC: whole parts." in page.text
+    assert "PRO: pixels." not in page.text
+
+
+def test_ensembles_without_a_member_stand_in_tables_alone(tmp_path):
+    strengths = {"all": 1.5, "all-without-two": 3.0}
+    page = written(finished_study(tmp_path, strengths, good=12, defective=10))
+    contest = Contest.read(finished_study(tmp_path, strengths, good=12, defective=10), "parts")
+    assert contest.best == "all-without-two"
+    assert [curve.ensemble for curve in roc_curves(contest)] == ["all"]
+    assert not [a for tag, a in page.tags if tag == "img" and "all-without-two" in a["alt"]]
+    assert "fitted anew" in page.text
+    assert "stand in the tables" in page.text
+
+
+def test_costs_and_the_baseline_stand_on_the_page(tmp_path):
+    study = finished_study(tmp_path, STRENGTHS, good=12, defective=10)
+    page = written(Study(study.folder, study.cells, "even"))
+    assert "Against even" in page.text
+    assert "812 MB" in page.text
+    assert "◆" in page.text
+    assert "Which one should run?" not in written(finished_study(tmp_path / "one", {"a": 1.0})).text
+
+
+def test_the_choice_stands_on_the_page_and_in_its_appendix(tmp_path):
+    study = finished_study(tmp_path, STRENGTHS, chosen=("even",), good=12, defective=10)
+    page = written(study)
+    assert "Choice without labels: even" in page.text
+    assert "40 structural defects" in page.text
+    assert "6 of the 78 that were made" in page.text
+    alts = [a["alt"] for tag, a in page.tags if tag == "img"]
+    assert sum(alt.startswith("Made defect: ") for alt in alts) == 6
+    assert "Made defect: cut paste, outlined" in alts
+    assert "Spearman’s rank correlation with the test pictures" in page.text
+    assert "is not known" not in page.text
+    for path in (tmp_path / "made").glob("*.png"):
+        path.unlink()
+    figures = next(cell for cell in study.cells if cell.ensemble == "even").folder / "figures.json"
+    known = read_json(figures)
+    del known["choice"]["truth"]
+    write_json(figures, known)
+    page = written(study)
+    assert "What the candidates would have done on the test pictures is not known" in page.text
+    assert "The picture is no longer where it was." in page.text
+    assert "Appendix" not in written(finished_study(tmp_path / "plain", {"a": 1.0})).text
+
+
 def test_galleries_show_the_worst_first(study):
     result = Contest.read(study, "parts").first("weak")
     shown = {gallery.title: gallery.cards for gallery in galleries(Painter(result, "weak"))}
@@ -282,3 +358,8 @@ def test_the_fused_map_is_read_from_the_run(page):
 )
 def test_numbers_for_people(value, text):
     assert number(value) == text
+
+
+def test_correlations_have_a_true_sign_and_kinds_are_words():
+    assert [correlation(value) for value in (0.5, -0.251, -0.001, 0.0, None)] == ["+0.50", "−0.25", "0.00", "0.00", "–"]
+    assert [plain_name(name) for name in ("independent_pca", "score_level")] == ["independent PCA", "score level"]

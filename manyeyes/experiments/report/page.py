@@ -17,6 +17,7 @@ from manyeyes.experiments.report.contest import Contest, overall
 from manyeyes.experiments.report.gallery import Gallery, Painter, disagreements, galleries
 from manyeyes.experiments.report.results import Results
 from manyeyes.experiments.report.standings import FEWEST_SETS
+from manyeyes.experiments.report.thumbnails import thumbnail
 from manyeyes.experiments.report.verdict import verdict
 from manyeyes.experiments.report.words import breakable, correlation, percent, plain_name
 
@@ -92,6 +93,7 @@ class Section:
 
 def render(results: Results) -> str:
     """The page as HTML. Pure but for reading the study's files and pictures."""
+    thumbnail.cache_clear()  # pictures may have changed since an earlier page
     contests = results.contests
     colours = {name: place % COLOURS for place, (name, _) in enumerate(overall(contests))}
     each = max(1, DRAWN // len(contests))
