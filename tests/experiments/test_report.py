@@ -16,7 +16,7 @@ from manyeyes.experiments.report.curves import digits, pro_curves, roc, roc_curv
 from manyeyes.experiments.report.gallery import Painter, disagreements, galleries
 from manyeyes.experiments.report.page import embedded
 from manyeyes.experiments.report.verdict import verdict
-from manyeyes.experiments.report.words import breakable, correlation, number, plain_name, signed
+from manyeyes.experiments.report.words import breakable, correlation, number, plain_name, points, signed
 from manyeyes.experiments.study import Study
 from manyeyes.files import read_json, write_json
 
@@ -231,6 +231,17 @@ def test_the_headline_is_careful_where_the_lead_is_noise(tmp_path):
     assert sure.sure
     assert sure.title == "strong ranks highest"
     assert any("significantly ahead of weak" in finding for finding in sure.findings)
+
+
+def test_the_choice_is_compared_with_the_best_in_hindsight(tmp_path):
+    study = finished_study(tmp_path, STRENGTHS, chosen=("even",), good=12, defective=10)
+    contest = Contest.read(study, "parts")
+    (said,) = (finding for finding in verdict([contest]).findings if finding.startswith("even was chosen"))
+    difference = contest.difference("even", "strong")
+    assert f"it is {points(difference.value)} points from strong" in said
+    assert "(independent PCA)" in said
+    alone = finished_study(tmp_path / "alone", {"even": 1.0}, chosen=("even",))
+    assert not any("chosen" in finding for finding in verdict([Contest.read(alone, "parts")]).findings)
 
 
 def test_a_broken_promise_of_false_alarms_is_said(tmp_path):
