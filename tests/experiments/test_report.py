@@ -16,7 +16,7 @@ from manyeyes.experiments.report.curves import digits, pro_curves, roc, roc_curv
 from manyeyes.experiments.report.gallery import Painter, disagreements, galleries
 from manyeyes.experiments.report.page import embedded
 from manyeyes.experiments.report.verdict import verdict
-from manyeyes.experiments.report.words import breakable, correlation, number, plain_name, points, signed
+from manyeyes.experiments.report.words import breakable, correlation, number, plain_name, points, signed, span
 from manyeyes.experiments.study import Study
 from manyeyes.files import read_json, write_json
 
@@ -106,6 +106,12 @@ def test_embedded_scores_decide_as_the_cells_did(study, page):
 
 def test_a_rounded_zero_has_no_sign():
     assert [signed(text) for text in ("-0.0", "-0", "-0.1", "3")] == ["0.0", "0", "−0.1", "3"]
+
+
+def test_intervals_of_differences_have_signs_but_not_on_zero():
+    assert span((-0.0312, 0.0), sign=True) == "−3.1 to 0.0"
+    assert span((0.0001, 0.25), sign=True) == "0.0 to +25.0"
+    assert span((0.631, 1.0)) == "63.1 to 100.0"
 
 
 def test_nine_digits_keep_every_float32_apart():

@@ -21,8 +21,8 @@ def span(interval: Interval | None, sign: bool = False) -> str:
     """An interval in %."""
     if interval is None:
         return ""
-    low, high = (f"{100 * value:+.1f}" if sign else f"{100 * value:.1f}" for value in interval)
-    return signed(f"{low} to {high}")
+    low, high = (points(value) if sign else percent(value) for value in interval)
+    return f"{low} to {high}"
 
 
 def points(difference: float) -> str:
