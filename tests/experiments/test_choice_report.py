@@ -98,7 +98,7 @@ def test_the_scatter_has_a_point_for_all_with_a_truth_and_numbers_of_the_table(s
         assert point.x == pytest.approx(plot.x.at(one.proxies["mean"]))
         assert point.y == pytest.approx(100 - plot.y.at(one.true))
         assert point.marked == one.chosen
-    assert [point.label for point in plot.points] == ["1", "2", "3", "4"] + [""] * 8
+    assert [point.label for point in plot.points] == ["1, 2", "", "3", "4"] + [""] * 8
 
 
 def test_a_group_of_defects_that_was_not_made_is_a_dash(record: dict) -> None:

@@ -56,6 +56,12 @@ def test_the_front_is_a_staircase_through_its_points():
     assert found.line == f"M{quick.x:.2f} 100V{quick.y:.2f}H{slow.x:.2f}V{slow.y:.2f}H100"
 
 
+def test_labels_of_points_on_each_other_are_joined():
+    found = cost_plot([standing("a", 0.9, 50.0), standing("b", 0.8, 50.0), standing("c", 0.9001, 50.5, True)])
+    assert found is not None
+    assert [point.label for point in found.points] == ["1, 3", "2", ""]
+
+
 def test_nothing_is_drawn_where_nothing_can_be_compared():
     assert cost_plot([standing("one", 0.9, 10.0)]) is None
     assert cost_plot([standing("one", 0.9, 10.0), standing("two", None, 20.0), standing("three", 0.9, None)]) is None

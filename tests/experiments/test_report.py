@@ -112,6 +112,7 @@ def test_intervals_of_differences_have_signs_but_not_on_zero():
     assert span((-0.0312, 0.0), sign=True) == "−3.1 to 0.0"
     assert span((0.0001, 0.25), sign=True) == "0.0 to +25.0"
     assert span((0.631, 1.0)) == "63.1 to 100.0"
+    assert span((0.0, 0.0), sign=True) == span(None) == ""
 
 
 def test_nine_digits_keep_every_float32_apart():

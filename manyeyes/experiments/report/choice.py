@@ -17,7 +17,7 @@ from scipy.stats import spearmanr
 from manyeyes.data import Frame
 from manyeyes.experiments.report.contest import Contest, Result
 from manyeyes.experiments.report.contribution import AurocBar
-from manyeyes.experiments.report.plots import Plot, Point, share_axis
+from manyeyes.experiments.report.plots import Plot, Point, joined, share_axis
 from manyeyes.experiments.report.thumbnails import contoured, data_uri, thumbnail, truth
 from manyeyes.experiments.report.words import plain_name
 
@@ -204,7 +204,7 @@ def scatter(choice: Choice) -> Plot | None:
         )
         for row, one, proxy, true in known
     ]
-    return Plot(points, x, y)
+    return Plot(joined(points), x, y)
 
 
 def _cards(made: Sequence[Mapping[str, Any]], shown: set[str]) -> list[Made]:

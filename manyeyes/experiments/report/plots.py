@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from manyeyes.experiments.report.standings import Standing
 from manyeyes.experiments.report.words import number, percent
 
+NEAR = 4
+"""Labels of points that are nearer would lie on each other."""
 STEPS = (0.01, 0.02, 0.05, 0.1, 0.2)
 
 
@@ -53,15 +55,16 @@ def cost_axis(values: Sequence[float]) -> Axis:
     (['10', '20', '30', '40', '50'], ['10', '20', '50', '100', '200', '500'])
     """
     powers = range(math.floor(math.log10(min(values))) - 1, math.ceil(math.log10(max(values))) + 1)
-    whole = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
+    every, whole, tens = (
+        [digit * 10.0**power for power in powers for digit in d] for d in (range(1, 10), (1, 2, 5), (1,))
+    )
     low = max(value for value in whole if value <= min(values) * (1 + 1e-9))
     high = min(value for value in whole if value >= max(values) * (1 - 1e-9) and value > low)
-    every = [digit * 10.0**power for power in powers for digit in range(1, 10)]
-    fine = every if high <= 5 * low * (1 + 1e-9) else whole
-    ticks = {f"{value:g}": _place(value, low, high, True) for value in fine if low <= value <= high * (1 + 1e-9)}
-    if len(ticks) > 6:
-        ticks = {text: place for text, place in ticks.items() if text.strip("0.") == "1"}
-    return Axis(low, high, True, [(place, text) for text, place in ticks.items()])
+    for candidates in (every, whole, tens):
+        inside = [value for value in candidates if low * (1 - 1e-9) <= value <= high * (1 + 1e-9)]
+        if len(inside) <= 6:
+            break
+    return Axis(low, high, True, [(_place(value, low, high, True), f"{value:g}") for value in inside])
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,19 @@ class Plot:
     x: Axis
     y: Axis
     line: str = ""
+
+
+def joined(points: Sequence[Point]) -> list[Point]:
+    """With the labels of points that lie on each other at the first of them: 2, 4."""
+    found: list[Point] = []
+    for point in points:
+        for place, other in enumerate(found):
+            if point.label and other.label and max(abs(point.x - other.x), abs(point.y - other.y)) < NEAR:
+                found[place] = replace(other, label=f"{other.label}, {point.label}")
+                point = replace(point, label="")
+                break
+        found.append(point)
+    return found
 
 
 def cost_plot(standings: Sequence[Standing]) -> Plot | None:
@@ -110,6 +126,7 @@ def cost_plot(standings: Sequence[Standing]) -> Plot | None:
         )
         for place, standing, auroc, ms in known
     ]
+    points = joined(points)
     front = sorted((point.x, point.y) for point in points if point.marked)
     line = f"M{front[0][0]:.2f} 100V{front[0][1]:.2f}" + "".join(f"H{x:.2f}V{y:.2f}" for x, y in front[1:]) + "H100"
     return Plot(points, x, y, line)

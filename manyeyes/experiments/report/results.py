@@ -73,8 +73,8 @@ class Results:
                 "p": "",
             }
             if difference is not None:
-                interval = f" ({span(difference.interval, sign=True)})" if difference.interval else ""
-                row[f"against {self.baseline}"] = points(difference.value) + interval
+                interval = span(difference.interval, sign=True)
+                row[f"against {self.baseline}"] = points(difference.value) + (f" ({interval})" if interval else "")
                 row["p"] = significance(difference.p)
             if len(self.contests) >= FEWEST_SETS:
                 row["p over sets"] = "" if standing.p_over_sets is None else significance(standing.p_over_sets)

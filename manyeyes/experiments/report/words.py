@@ -18,8 +18,8 @@ def percent(value: float | None) -> str:
 
 
 def span(interval: Interval | None, sign: bool = False) -> str:
-    """An interval in %."""
-    if interval is None:
+    """An interval in %; nothing for one without width, as two rankings that are alike have: it says nothing."""
+    if interval is None or interval[0] == interval[1]:
         return ""
     low, high = (points(value) if sign else percent(value) for value in interval)
     return f"{low} to {high}"
