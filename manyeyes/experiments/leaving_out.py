@@ -22,6 +22,21 @@ def without(ensemble: str, member: str) -> str:
     return f"{ensemble}-without-{member}"
 
 
+def reduced(names: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Which of the names are another one's without a member: the other one, and the member.
+
+    >>> reduced(["all", "all-without-dino", "one-without-all"])
+    {'all-without-dino': ('all', 'dino')}
+    """
+    found = {}
+    for name in names:
+        parents = [other for other in names if name.startswith(without(other, "")) and name != without(other, "")]
+        if parents:
+            parent = max(parents, key=len)
+            found[name] = parent, name.removeprefix(without(parent, ""))
+    return found
+
+
 def without_each_member(configs: Iterable[EnsembleConfig]) -> list[EnsembleConfig]:
     """Every ensemble of several members without each of them in turn, where what is left can still judge."""
     found = []

@@ -78,11 +78,11 @@ class Study:
         return [cell for cell in self.cells if (cell.ensemble, cell.data) == (ensemble, data)]
 
     def tables(self) -> list[list[dict[str, str]]]:
-        """What the terminal shows: accuracy, and differences and costs; rows whose keys are the columns."""
+        """What the terminal shows: accuracy, differences and costs, choices if any; rows whose keys are the columns."""
         from manyeyes.experiments.report.results import Results
 
         results = Results(self)
-        return [results.accuracy(), results.comparison()]
+        return [rows for rows in (results.accuracy(), results.comparison(), results.choices()) if rows]
 
 
 def write_cell(cell: Cell, result: Evaluation) -> None:

@@ -48,8 +48,9 @@ def finished_cell(
     seed: int = 0,
     strength: float = 1.5,
     draws: bool = True,
+    chosen: bool = False,
 ) -> Cell:
-    """A cell whose scores are noise, plus ``strength`` on defective pictures."""
+    """A cell whose scores are noise, plus ``strength`` on defective pictures; with ``chosen`` that of a choice."""
     rng = np.random.default_rng([seed, len(ensemble)])
     labels = np.array([sample.label for sample in samples])
     heads = {
@@ -78,6 +79,8 @@ def finished_cell(
     rising = np.linspace(0, 1, 9)
     pro_curve = [(0.3 * rising).tolist(), (rising ** (1 / (1 + strength))).tolist()] if draws else None
     figures["pixel"]["au_pro"] = figures.pop("au_pro")
+    if pro_curve and labels.any():
+        figures["pixel"]["au_pro"] = float(np.trapezoid(pro_curve[1], pro_curve[0]) / 0.3)
 
     def auroc(values: np.ndarray) -> float | None:
         return to_json(image_figures(values[labels == 0], values[labels == 1]))["auroc"]
@@ -87,6 +90,8 @@ def finished_cell(
     observed = float((good >= threshold).mean()) if len(good) else None
     figures["false_alarm_rate"] = {"asked": 0.05, "guaranteed": 0.05, "observed": observed}
     figures["cost"] = {"ms_per_image": 20.0, "ms_trunks": 15.0, "ms_heads": 5.0, "fit_seconds": 3.0}
+    figures["cost"] |= {"peak_memory_mb": 812.0, "artefact_mb": 3.1 * strength}
+    figures["cost"]["ms_per_image"] += 10 * strength
     figures["notes"] = [*figures["notes"], "a note with <i>markup</i>"]
     pictures = [
         {
@@ -112,8 +117,55 @@ def finished_cell(
         "branches.0.heads.fused/discriminator.weight": torch.zeros(1),
     }
     save_file(fused, str(cell.run / "state.safetensors"))
+    if chosen:
+        figures["choice"] = choice_record(folder / "made", figures)
     write_cell(cell, Evaluation(figures, pictures, maps, pro_curve))
     return cell
+
+
+def choice_record(folder: Path, figures: dict) -> dict:
+    """What figures say of a choice, with made pictures; the truths of heads and members are the cell's own."""
+    kinds = [("cut_paste", "structural"), ("scar", "structural"), ("removed", "logical"), ("doubled", "logical")]
+    made = []
+    for sample, (kind, group) in zip(drawn_parts(folder, good=0, defective=6), kinds + kinds[:2], strict=True):
+        mask = str(sample.regions[0].path)
+        made.append({"path": str(sample.path), "mask": mask, "kind": kind, "group": group})
+
+    def proxies(structural: float, logical: float) -> dict[str, float]:
+        return {"structural": structural, "logical": logical, "mean": (structural + logical) / 2}
+
+    heads = {
+        "independent_pca/discriminator": proxies(0.97, 0.83),
+        "global_pca/discriminator": proxies(0.9, 0.8),
+        "one/memory_bank": proxies(0.95, 0.7),
+        "one/gaussian": proxies(0.6, 0.85),
+        "two/memory_bank": proxies(0.8, 0.72),
+        "two/gaussian": proxies(0.52, 0.5),
+    }
+    strategies = {
+        "independent_pca": proxies(0.98, 0.9),
+        "independent_pca, equal weights": proxies(0.96, 0.88),
+        "global_pca": proxies(0.95, 0.9),
+        "score_level": proxies(0.94, 0.86),
+    }
+    fused = {name: 0.5 + 0.4 * heads[name]["mean"] for name in heads if "pca" in name}
+    return {
+        "strategy": "independent_pca",
+        "weights": {"one/gaussian": 0.4, "fused/discriminator": 1.0, "one/memory_bank": 0.75, "two/memory_bank": 0.31},
+        "dropped": ["global_pca/discriminator", "two/gaussian"],
+        "made_defects": {"structural": 40, "logical": 38},
+        "proxies": {
+            "heads": heads,
+            "members": {"one": proxies(0.9, 0.8), "two": proxies(0.7, 0.7)},
+            "strategies": strategies,
+        },
+        "truth": {
+            "heads": {n: figures["heads"][n]["image_auroc"] for n in heads if n in figures["heads"]} | fused,
+            "members": {name: figures["members"][name]["image_auroc"] for name in ("one", "two")},
+            "strategies": {name: proxy["logical"] + 0.05 for name, proxy in strategies.items()},
+        },
+        "made": made,
+    }
 
 
 def finished_study(
@@ -123,10 +175,13 @@ def finished_study(
     seeds: tuple[int, ...] = (0,),
     **parts,
 ) -> Study:
-    draws = parts.pop("draws", True)
+    draws, chosen = parts.pop("draws", True), parts.pop("chosen", ())
     cells = []
     for data in sets:
         samples = drawn_parts(folder / data, **parts)
         for ensemble, strength in strengths.items():
-            cells += [finished_cell(folder, ensemble, data, samples, seed, strength, draws) for seed in seeds]
+            cells += [
+                finished_cell(folder, ensemble, data, samples, seed, strength, draws, ensemble in chosen)
+                for seed in seeds
+            ]
     return Study(folder, tuple(cells))

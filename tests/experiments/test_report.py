@@ -12,11 +12,13 @@ from studies import finished_study
 from manyeyes.experiments.metrics import delong, paired_test
 from manyeyes.experiments.report import write_report
 from manyeyes.experiments.report.contest import Contest, holm
-from manyeyes.experiments.report.curves import digits, roc
+from manyeyes.experiments.report.curves import digits, pro_curves, roc, roc_curves
 from manyeyes.experiments.report.gallery import Painter, disagreements, galleries
 from manyeyes.experiments.report.page import embedded
 from manyeyes.experiments.report.verdict import verdict
-from manyeyes.experiments.report.words import breakable, number, signed
+from manyeyes.experiments.report.words import breakable, correlation, number, plain_name, points, signed, span
+from manyeyes.experiments.study import Study
+from manyeyes.files import read_json, write_json
 
 STRENGTHS = {"weak": 0.1, "strong": 3.0, "even": 1.5}
 
@@ -104,6 +106,13 @@ def test_embedded_scores_decide_as_the_cells_did(study, page):
 
 def test_a_rounded_zero_has_no_sign():
     assert [signed(text) for text in ("-0.0", "-0", "-0.1", "3")] == ["0.0", "0", "−0.1", "3"]
+
+
+def test_intervals_of_differences_have_signs_but_not_on_zero():
+    assert span((-0.0312, 0.0), sign=True) == "−3.1 to 0.0"
+    assert span((0.0001, 0.25), sign=True) == "0.0 to +25.0"
+    assert span((0.631, 1.0)) == "63.1 to 100.0"
+    assert span((0.0, 0.0), sign=True) == span(None) == ""
 
 
 def test_nine_digits_keep_every_float32_apart():
@@ -231,6 +240,17 @@ def test_the_headline_is_careful_where_the_lead_is_noise(tmp_path):
     assert any("significantly ahead of weak" in finding for finding in sure.findings)
 
 
+def test_the_choice_is_compared_with_the_best_in_hindsight(tmp_path):
+    study = finished_study(tmp_path, STRENGTHS, chosen=("even",), good=12, defective=10)
+    contest = Contest.read(study, "parts")
+    (said,) = (finding for finding in verdict([contest]).findings if finding.startswith("even was chosen"))
+    difference = contest.difference("even", "strong")
+    assert f"it is {points(difference.value)} points from strong" in said
+    assert "(independent PCA)" in said
+    alone = finished_study(tmp_path / "alone", {"even": 1.0}, chosen=("even",))
+    assert not any("chosen" in finding for finding in verdict([Contest.read(alone, "parts")]).findings)
+
+
 def test_a_broken_promise_of_false_alarms_is_said(tmp_path):
     # The drawn cells alarm on half of their good pictures and promise 5 %.
     few = verdict([Contest.read(finished_study(tmp_path / "few", {"a": 2.0}, good=2, defective=9), "parts")])
@@ -248,6 +268,80 @@ def test_roc_equals_scikit_learn():
     fpr, tpr, _ = roc_curve(labels, scores)
     assert np.interp(fpr, x, y).max() == pytest.approx(tpr.max())
     assert (x[0], y[0], x[-1], y[-1]) == (0, 0, 1, 1)
+
+
+def test_pro_curves_are_the_cells_in_a_square_of_100(study, page):
+    contest = Contest.read(study, "parts")
+    found, limit = pro_curves(contest)
+    assert limit == pytest.approx(0.3)
+    assert [curve.ensemble for curve in found] == contest.ranking
+    for curve in found:
+        rates, overlaps = study.of(curve.ensemble, "parts")[0].pro_curve
+        points = np.array([part.split() for part in curve.path[1:].split("L")], float)
+        assert points[:, 0] == pytest.approx(np.array(rates) / 0.3 * 100, abs=0.006)
+        assert points[:, 1] == pytest.approx(100 - 100 * np.array(overlaps), abs=0.006)
+        area = np.trapezoid(1 - points[:, 1] / 100, points[:, 0] / 100)
+        assert float(curve.area) == pytest.approx(100 * area, abs=0.1), "the figure beside it is the area under it"
+    assert "PRO: pixels." in page.text
+
+
+def test_curves_carry_their_areas(study):
+    contest = Contest.read(study, "parts")
+    for curve in roc_curves(contest):
+        points = np.array([part.split() for part in curve.path[1:].split("L")], float)
+        area = np.trapezoid(100 - points[:, 1], points[:, 0]) / 100
+        assert float(curve.area) == pytest.approx(area, abs=0.1)
+
+
+def test_without_maps_there_is_a_roc_curve_alone(tmp_path):
+    study = finished_study(tmp_path, {"a": 1.0, "b": 1.2}, draws=False)
+    page = written(study)
+    assert pro_curves(Contest.read(study, "parts"))[0] == []
+    assert "ROC: whole parts." in page.text
+    assert "PRO: pixels." not in page.text
+
+
+def test_ensembles_without_a_member_stand_in_tables_alone(tmp_path):
+    strengths = {"all": 1.5, "all-without-two": 3.0}
+    page = written(finished_study(tmp_path, strengths, good=12, defective=10))
+    contest = Contest.read(finished_study(tmp_path, strengths, good=12, defective=10), "parts")
+    assert contest.best == "all-without-two"
+    assert [curve.ensemble for curve in roc_curves(contest)] == ["all"]
+    assert not [a for tag, a in page.tags if tag == "img" and "all-without-two" in a["alt"]]
+    assert "fitted anew" in page.text
+    assert "stand in the tables" in page.text
+
+
+def test_costs_and_the_baseline_stand_on_the_page(tmp_path):
+    study = finished_study(tmp_path, STRENGTHS, good=12, defective=10)
+    page = written(Study(study.folder, study.cells, "even"))
+    assert "Against even" in page.text
+    assert "812 MB" in page.text
+    assert "◆" in page.text
+    assert "Which one should run?" not in written(finished_study(tmp_path / "one", {"a": 1.0})).text
+
+
+def test_the_choice_stands_on_the_page_and_in_its_appendix(tmp_path):
+    study = finished_study(tmp_path, STRENGTHS, chosen=("even",), good=12, defective=10)
+    page = written(study)
+    assert "Choice without labels: even" in page.text
+    assert "40 structural defects" in page.text
+    assert "6 of the 78 that were made" in page.text
+    alts = [a["alt"] for tag, a in page.tags if tag == "img"]
+    assert sum(alt.startswith("Made defect: ") for alt in alts) == 6
+    assert "Made defect: cut paste, outlined" in alts
+    assert "Spearman’s rank correlation with the test pictures" in page.text
+    assert "is not known" not in page.text
+    for path in (tmp_path / "made").glob("*.png"):
+        path.unlink()
+    figures = next(cell for cell in study.cells if cell.ensemble == "even").folder / "figures.json"
+    known = read_json(figures)
+    del known["choice"]["truth"]
+    write_json(figures, known)
+    page = written(study)
+    assert "What the candidates would have done on the test pictures is not known" in page.text
+    assert "The picture is no longer where it was." in page.text
+    assert "Appendix" not in written(finished_study(tmp_path / "plain", {"a": 1.0})).text
 
 
 def test_galleries_show_the_worst_first(study):
@@ -272,7 +366,7 @@ def test_disagreements_start_with_split_decisions(study):
 
 
 def test_the_fused_map_is_read_from_the_run(page):
-    assert "Fused map: 5 components by independent pca" in page.text
+    assert "Fused map: 5 components by independent PCA" in page.text
     assert "one 25 %" in page.text
     assert "one: 80.0 % of the variance kept" in page.text
 
@@ -282,3 +376,8 @@ def test_the_fused_map_is_read_from_the_run(page):
 )
 def test_numbers_for_people(value, text):
     assert number(value) == text
+
+
+def test_correlations_have_a_true_sign_and_kinds_are_words():
+    assert [correlation(value) for value in (0.5, -0.251, -0.001, 0.0, None)] == ["+0.50", "−0.25", "0.00", "0.00", "–"]
+    assert [plain_name(name) for name in ("independent_pca", "score_level")] == ["independent PCA", "score level"]

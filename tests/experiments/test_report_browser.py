@@ -19,7 +19,9 @@ SLIDER = ".scores [role=slider]"
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     strengths = {"weak": 0.1, "strong": 3.0}
-    return finished_study(tmp_path_factory.mktemp("study"), strengths, sets=("one", "two"), good=12, defective=10)
+    folder = tmp_path_factory.mktemp("study")
+    sets = ("one", "two")
+    return finished_study(folder, strengths, sets=sets, chosen=("strong",), good=12, defective=10)
 
 
 @pytest.fixture(scope="module")
@@ -135,14 +137,64 @@ def test_every_picture_shows(page):
 @pytest.mark.parametrize("width", [320, 375, 768, 1280])
 def test_no_page_is_wider_than_its_window(page, width):
     resize(page, width)
+    page.run("document.querySelectorAll('details').forEach(one => { one.open = true; })")
     assert page.run("return document.documentElement.scrollWidth") <= width
     assert page.run("return document.querySelector('.plot svg').getBoundingClientRect().width") <= width
+
+
+@pytest.mark.parametrize("width", [375, 1280])
+@pytest.mark.parametrize(
+    "selector",
+    [".roc > svg .curve", ".pro > svg .curve", ".cost > svg circle", ".scatter > svg .strategies", ".weights .track i"],
+)
+def test_curves_costs_and_the_choice_show(page, selector, width):
+    resize(page, width)
+    boxes = page.run(
+        "return [...document.querySelectorAll(arguments[0])].map(one => {"
+        "const box = one.getBoundingClientRect(), style = getComputedStyle(one);"
+        "return [box.left, box.right, box.width, box.height, style.visibility, style.opacity]; })",
+        selector,
+    )
+    assert boxes
+    for left, right, w, h, visibility, opacity in boxes:
+        assert 0 <= left < right <= width
+        assert min(w, h) > 2
+        assert (visibility, opacity) == ("visible", "1")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_curves_stand_out_from_the_page(page, scheme):
+    """WCAG AA: 3 to 1 for graphics."""
+    show(page, scheme)
+    paper, *strokes = page.run(
+        "const of = (selector, name) =>"
+        "  [...document.querySelectorAll(selector)].map(one => getComputedStyle(one)[name]);"
+        "return [...of('body', 'backgroundColor'), ...of('.graph .curve, .graph circle, .scatter .heads', 'stroke')]"
+    )
+    assert len(strokes) > 8
+    for stroke in strokes:
+        assert contrast(hexadecimal(stroke), hexadecimal(paper)) >= 3, (stroke, paper)
+
+
+def test_dark_mode_is_dark(page):
+    seen = {}
+    for scheme in ("light", "dark"):
+        show(page, scheme)
+        seen[scheme] = luminance(hexadecimal(page.run("return getComputedStyle(document.body).backgroundColor")))
+    assert seen["dark"] < 0.05 < 0.8 < seen["light"]
+
+
+def test_the_details_of_the_appendix_open(page):
+    seen = "return document.querySelector('#appendix details table').checkVisibility()"
+    assert not page.run(seen)
+    page.run("document.querySelector('#appendix summary').click()")
+    assert page.run(seen)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_has_contrast(page, scheme):
     """WCAG AA: 4.5 to 1 for the two text colours on every background that carries text."""
-    page.command("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    show(page, scheme)
     names = ("ink", "muted", "accent", "paper", "panel", "soft", "warn", "sure")
     script = (
         "const style = getComputedStyle(document.documentElement);"
@@ -152,8 +204,21 @@ def test_text_has_contrast(page, scheme):
     pairs = [("accent", "paper"), ("ink", "warn"), ("ink", "sure")]
     pairs += [(text, ground) for text in ("ink", "muted") for ground in ("paper", "panel", "soft")]
     for text, ground in pairs:
-        light, dark = sorted((luminance(colours[text]), luminance(colours[ground])), reverse=True)
-        assert (light + 0.05) / (dark + 0.05) >= 4.5, (text, ground)
+        assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
+
+
+def show(browser, scheme):
+    browser.command("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+
+
+def hexadecimal(colour):
+    """From Chromium's ``rgb(1, 2, 3)``."""
+    return "#" + "".join(f"{int(part):02x}" for part in colour.removeprefix("rgb(").removesuffix(")").split(","))
+
+
+def contrast(a, b):
+    light, dark = sorted((luminance(a), luminance(b)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
 
 
 def luminance(colour):

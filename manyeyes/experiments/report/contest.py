@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from manyeyes.experiments.leaving_out import reduced
 from manyeyes.experiments.metrics import delong
 from manyeyes.experiments.metrics.delong import Difference, Placements
 from manyeyes.experiments.metrics.figure import Interval
@@ -64,6 +65,12 @@ class Result:
     @cached_property
     def labels(self) -> NDArray[np.int64]:
         return np.array([picture["label"] for picture in self.pictures], dtype=np.int64)
+
+    @cached_property
+    def pro_curve(self) -> tuple[Array, Array] | None:
+        """False-positive rates and mean overlaps, (m,) each; None without masks or maps."""
+        found = self.cell.pro_curve
+        return None if found is None else (np.array(found[0]), np.array(found[1]))
 
     @property
     def draws(self) -> bool:
@@ -117,6 +124,16 @@ class Contest:
         known = {name: self.mean(name, "image", "auroc") for name in self.ensembles}
         return sorted(self.ensembles, key=lambda name: (known[name] is None, -(known[name] or 0.0)))
 
+    @cached_property
+    def reduced(self) -> dict[str, tuple[str, str]]:
+        """Ensembles that are another one without a member: which one, and without which."""
+        return reduced(self.ensembles)
+
+    @property
+    def whole(self) -> list[str]:
+        """The ranking without reduced ensembles: those to draw and to show pictures of."""
+        return [name for name in self.ranking if name not in self.reduced]
+
     @property
     def best(self) -> str:
         return self.ranking[0]
@@ -160,14 +177,11 @@ class Contest:
         of_seeds = variance_of_mean(self.gaps(ensemble, other))
         return delong.difference_of(self.placements[ensemble], self.placements[other], extra=of_seeds)
 
-    def variance(self, ensemble: str, other: str | None = None) -> float | None:
-        """Of the mean image AUROC or, with ``other``, of its difference; None or NaN where it cannot be estimated."""
+    def variance(self, ensemble: str, other: str) -> float | None:
+        """Of the difference of the mean image AUROCs; None or NaN where it cannot be estimated."""
         if not self.placements:
             return None
-        mine = self.placements[ensemble]
-        if other is None:
-            return delong.covariance(mine, mine) + variance_of_mean(self.values(ensemble, "image", "auroc"))
-        yours = self.placements[other]
+        mine, yours = self.placements[ensemble], self.placements[other]
         of_pictures = (
             delong.covariance(mine, mine) + delong.covariance(yours, yours) - 2 * delong.covariance(mine, yours)
         )

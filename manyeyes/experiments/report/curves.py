@@ -1,4 +1,4 @@
-"""ROC curves as SVG paths, and the scores behind the histograms."""
+"""ROC and PRO curves as SVG paths, and the scores behind the histograms."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manyeyes.experiments.report.contest import Contest, Result
+from manyeyes.experiments.report.words import percent
 
 Array = NDArray[np.float64]
 
@@ -21,13 +22,14 @@ CURVES = 8
 class Curve:
     """``path`` is an SVG path in a square of 100 x 100, false alarms to the right, detections upwards.
 
-    ``at`` is the point (x, y) in it where the calibrated threshold stands.
+    ``at`` is the point (x, y) in it where the calibrated threshold stands; ``area`` what the whole figure is called by.
     """
 
     ensemble: str
     path: str
-    at: tuple[float, float]
     title: str
+    area: str
+    at: tuple[float, float] | None = None
 
 
 def roc(good: Array, defective: Array) -> tuple[Array, Array]:
@@ -44,21 +46,41 @@ def roc(good: Array, defective: Array) -> tuple[Array, Array]:
     return x[kept], y[kept]
 
 
+def svg_path(x: Array, y: Array) -> str:
+    """A line through points in 0..1, in a square of 100 x 100 whose y points downwards. Shapes: (m,), (m,)."""
+    return "M" + "L".join(f"{100 * a:.2f} {100 - 100 * b:.2f}" for a, b in zip(x, y, strict=True))
+
+
 def roc_curves(contest: Contest) -> list[Curve]:
     """The best ensembles' curves with the first seed, best first; none where a class has no picture."""
     found = []
-    for name in contest.ranking[:CURVES]:
+    for name in contest.whole[:CURVES]:
         result = contest.first(name)
         good, defective = result.scores[result.labels == 0], result.scores[result.labels == 1]
         if not len(good) or not len(defective):
             continue
         x, y = roc(good, defective)
-        path = "M" + "L".join(f"{100 * a:.2f} {100 - 100 * b:.2f}" for a, b in zip(x, y, strict=True))
         threshold = result.figures["threshold"]
         at = float((good >= threshold).mean()), float((defective >= threshold).mean())
         title = f"{name}: at its threshold {100 * at[0]:.0f} % false alarms, {100 * at[1]:.0f} % of defects found"
-        found.append(Curve(name, path, (100 * at[0], 100 - 100 * at[1]), title))
+        area = percent(result.figure("image", "auroc"))
+        found.append(Curve(name, svg_path(x, y), title, area, (100 * at[0], 100 - 100 * at[1])))
     return found
+
+
+def pro_curves(contest: Contest) -> tuple[list[Curve], float]:
+    """As `roc_curves`, of the mean overlap with the defects' regions, and the false-positive rate at the right edge.
+
+    None where a set has no masks or an ensemble no maps.
+    """
+    known = {name: curve for name in contest.whole if (curve := contest.first(name).pro_curve) is not None}
+    limit = max((float(x[-1]) for x, _ in known.values()), default=1.0)
+    found = []
+    for name, (x, y) in list(known.items())[:CURVES]:
+        area = percent(contest.first(name).figure("pixel", "au_pro"))
+        title = f"{name}: covers {100 * y[-1]:.0f} % of a region where {100 * x[-1]:.0f} % of good pixels are marked"
+        found.append(Curve(name, svg_path(x / limit, y), title, area))
+    return found, limit
 
 
 def histogram_data(contest: Contest) -> dict[str, Any]:

@@ -12,12 +12,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from manyeyes import __version__
-from manyeyes.experiments.report import contribution, curves, tables
+from manyeyes.experiments.report import choice, contribution, curves, plots, tables
 from manyeyes.experiments.report.contest import Contest, overall
 from manyeyes.experiments.report.gallery import Gallery, Painter, disagreements, galleries
 from manyeyes.experiments.report.results import Results
+from manyeyes.experiments.report.standings import FEWEST_SETS
+from manyeyes.experiments.report.thumbnails import thumbnail
 from manyeyes.experiments.report.verdict import verdict
-from manyeyes.experiments.report.words import breakable
+from manyeyes.experiments.report.words import breakable, correlation, percent, plain_name
 
 HERE = "manyeyes.experiments.report"
 COLOURS = 8
@@ -51,8 +53,20 @@ class Section:
         return tables.defect_rows(self.contest)
 
     @cached_property
-    def curves(self) -> list[curves.Curve]:
+    def roc(self) -> list[curves.Curve]:
         return curves.roc_curves(self.contest)
+
+    @cached_property
+    def pro(self) -> tuple[list[curves.Curve], float]:
+        return curves.pro_curves(self.contest)
+
+    @cached_property
+    def choices(self) -> list[choice.Choice]:
+        return choice.choices(self.contest)
+
+    @property
+    def scatters(self) -> list[tuple[choice.Choice, plots.Plot | None]]:
+        return [(one, choice.scatter(one)) for one in self.choices]
 
     @property
     def contributions(self) -> list[contribution.Contribution]:
@@ -79,13 +93,15 @@ class Section:
 
 def render(results: Results) -> str:
     """The page as HTML. Pure but for reading the study's files and pictures."""
+    thumbnail.cache_clear()  # pictures may have changed since an earlier page
     contests = results.contests
     colours = {name: place % COLOURS for place, (name, _) in enumerate(overall(contests))}
     each = max(1, DRAWN // len(contests))
     sections = []
     for number, contest in enumerate(contests):
-        painters = [Painter(contest.first(name), name) for name in contest.ranking[:each]]
+        painters = [Painter(contest.first(name), name) for name in contest.whole[:each]]
         sections.append(Section(number, contest, colours, painters))
+    standings = sorted(results.standings, key=lambda one: (one.auroc is None, -(one.auroc or 0.0)))
     environment = Environment(
         loader=PackageLoader(HERE, ""),
         autoescape=True,
@@ -94,11 +110,17 @@ def render(results: Results) -> str:
         lstrip_blocks=True,
     )
     environment.globals["along"] = contribution.along
-    environment.filters["breakable"] = breakable
+    for filter_ in (breakable, correlation, percent, plain_name):
+        environment.filters[filter_.__name__] = filter_
     return environment.get_template("page.html").render(
         verdict=verdict(contests),
         sections=sections,
         overall=tables.overall_rows(contests, colours) if len(contests) > 1 else [],
+        standings=tables.standing_rows(standings, results.baseline, colours),
+        baseline=results.baseline,
+        over_sets=len(contests) >= FEWEST_SETS,
+        cost_plot=plots.cost_plot(standings),
+        chosen=any(section.choices for section in sections),
         colours=colours,
         style=Markup(resource("style.css")),
         script=Markup(resource("script.js")),

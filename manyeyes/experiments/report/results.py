@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from manyeyes.experiments.report.choice import correlations
 from manyeyes.experiments.report.contest import Contest
 from manyeyes.experiments.report.standings import COSTS, FEWEST_SETS, Standing, standings
-from manyeyes.experiments.report.words import DASH, number, percent, points, significance, span
+from manyeyes.experiments.report.words import DASH, correlation, number, percent, plain_name, points, significance, span
 from manyeyes.experiments.study import Study
 from manyeyes.files import write_json, write_text
 
@@ -20,6 +21,10 @@ NOTE = (
     "Image AUROC in %, mean over seeds, with its 95 % interval (pictures and seeds). Differences are in points, paired "
     "by picture and seed, p corrected by Holm for the number of ensembles. The rank is the mean over sets, 1 is best. "
     "◆: no other ensemble is at least as good and as quick, and better in one of both."
+)
+CHOICES = (
+    "Chosen without labels: weights of the heads' scores with the first seed, and Spearman's rank correlation of the "
+    "image AUROC on made defects with that on the test pictures, over all strategies, members and heads."
 )
 
 
@@ -68,8 +73,8 @@ class Results:
                 "p": "",
             }
             if difference is not None:
-                interval = f" ({span(difference.interval, sign=True)})" if difference.interval else ""
-                row[f"against {self.baseline}"] = points(difference.value) + interval
+                interval = span(difference.interval, sign=True)
+                row[f"against {self.baseline}"] = points(difference.value) + (f" ({interval})" if interval else "")
                 row["p"] = significance(difference.p)
             if len(self.contests) >= FEWEST_SETS:
                 row["p over sets"] = "" if standing.p_over_sets is None else significance(standing.p_over_sets)
@@ -81,6 +86,29 @@ class Results:
                 "front": "◆" if standing.on_front else "",
             }
             rows.append(row)
+        return rows
+
+    def choices(self) -> list[Row]:
+        """A row per ensemble that was chosen and set; none where nothing was."""
+        rows = []
+        for contest in self.contests:
+            for name in contest.ensembles:
+                records = [r.figures["choice"] for r in contest.results[name] if "choice" in r.figures]
+                if not records:
+                    continue
+                strategies = [plain_name(record["strategy"]) for record in records]
+                taken = [f"{s} ({strategies.count(s)} of {len(records)})" for s in dict.fromkeys(strategies)]
+                found = correlations(records)
+                weights = sorted(records[0]["weights"].items(), key=lambda item: -item[1])
+                rows.append(
+                    {
+                        "ensemble": name,
+                        "set": contest.data,
+                        "strategy": strategies[0] if len(records) == 1 else ", ".join(taken),
+                        "weights": ", ".join(f"{head} {weight:.2f}" for head, weight in weights),
+                        "rank correlation": correlation(found[-1].of["mean"]) if found else DASH,
+                    }
+                )
         return rows
 
     def plain(self) -> dict[str, Any]:
@@ -120,7 +148,21 @@ class Results:
             }
             for s in self.standings
         ]
-        return {"baseline": self.baseline, "cells": cells, "ensembles": ensembles}
+        choices = [
+            {
+                "ensemble": name,
+                "set": contest.data,
+                "seed": result.cell.seed,
+                "fold": result.cell.fold,
+                **{key: value for key, value in record.items() if key != "made"},
+                "rank_correlation": {row.part: row.of for row in correlations([record])},
+            }
+            for contest in self.contests
+            for name in contest.ensembles
+            for result in contest.results[name]
+            if (record := result.figures.get("choice"))
+        ]
+        return {"baseline": self.baseline, "cells": cells, "ensembles": ensembles, "choices": choices}
 
     def _has(self, contest: Contest) -> bool:
         return self.baseline in contest.results
@@ -131,8 +173,10 @@ class Results:
         write_json(folder / "results.json", plain)
         write_text(folder / "cells.csv", _csv(plain["cells"]))
         write_text(folder / "ensembles.csv", _csv(plain["ensembles"]))
-        tables = "\n\n".join(_markdown(rows) for rows in (self.accuracy(), self.comparison()))
-        write_text(folder / "results.md", f"# Results\n\n{tables}\n\n{NOTE}\n")
+        parts = ["# Results", _markdown(self.accuracy()), _markdown(self.comparison()), NOTE]
+        if choices := self.choices():
+            parts += ["## Choices", _markdown(choices), CHOICES]
+        write_text(folder / "results.md", "\n\n".join(parts) + "\n")
 
 
 def _interval(name: str, interval: tuple[float, float] | None) -> dict[str, float | None]:

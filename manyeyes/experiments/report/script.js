@@ -132,7 +132,7 @@
       picture.append(svg("path", { d: `M${MARGIN} ${MIDDLE}H${width - MARGIN}`, class: "axis" }));
       for (const tick of ticks(scale, width - 2 * MARGIN))
         picture.append(svg("text", { x: MARGIN + tick.x, y: HEIGHT - 30, "text-anchor": "middle" }, short(tick.value)));
-      picture.append(svg("text", { x: MARGIN, y: HEIGHT - 8 }, "score · solid bars are on the wrong side of the line"));
+      picture.append(svg("text", { x: MARGIN, y: HEIGHT - 8 }, "score"));
       const handle = svg("g", { class: "handle", role: "slider", tabindex: 0, "aria-label": "Threshold", "aria-orientation": "horizontal" });
       handle.append(
         svg("rect", { class: "hit", x: -22, y: 0, width: 44, height: HEIGHT - 48 }),

@@ -73,11 +73,22 @@ def _mean(contests: Sequence[Contest], name: str) -> tuple[float | None, Interva
     values = [value for contest in contests if (value := contest.mean(name, "image", "auroc")) is not None]
     if not values:
         return None, None
-    mean = statistics.fmean(values)
-    if len(contests) == 1:
-        return mean, contests[0].interval(name)
-    half = _half(_error([contest.variance(name) for contest in contests]))
-    return mean, None if half is None else (max(0.0, mean - half), min(1.0, mean + half))
+    return statistics.fmean(values), mean_interval(values, [contest.interval(name) for contest in contests])
+
+
+def mean_interval(values: Sequence[float], intervals: Sequence[Interval | None]) -> Interval | None:
+    """Of the mean of independent values, from the interval of each; None if one of them has none.
+
+    Each side's distances add up as standard errors do, so that the intervals may be lopsided, as those of AUROCs near 1
+    are, and the mean's stays inside [0, 1]. Source: Zou and Donner 2008 (variance estimates recovery).
+    """
+    known = [interval for interval in intervals if interval is not None]
+    if not known or len(known) < len(values):
+        return None
+    mean, count = statistics.fmean(values), len(values)
+    below = math.hypot(*(value - low for value, (low, _) in zip(values, known, strict=True))) / count
+    above = math.hypot(*(high - value for value, (_, high) in zip(values, known, strict=True))) / count
+    return mean - below, mean + above
 
 
 def _difference(contests: Sequence[Contest], name: str, baseline: str) -> Difference | None:

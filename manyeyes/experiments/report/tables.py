@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from manyeyes.experiments.report.contest import Contest, overall
-from manyeyes.experiments.report.words import DASH, percent, points, significance, span
+from manyeyes.experiments.report.standings import Standing
+from manyeyes.experiments.report.words import DASH, number, percent, points, significance, span
 
 SPRO_LIMIT = "0.05"
 """The false-positive rate up to which LOCO's AU-sPRO is headlined."""
@@ -170,3 +171,54 @@ def overall_rows(contests: Sequence[Contest], colours: dict[str, int]) -> list[O
         cells = [_auroc(c, name) if name in c.results else Shown(DASH, title="not measured here") for c in contests]
         found.append(OverallRow(name, colours[name], percent(mean), cells))
     return found
+
+
+@dataclass(frozen=True)
+class StandingRow:
+    """``costs`` are the table's last columns with their headings."""
+
+    ensemble: str
+    colour: int
+    on_front: bool
+    auroc: Shown
+    rank: Shown
+    difference: Shown
+    over_sets: Shown
+    costs: list[tuple[str, Shown]]
+
+
+def standing_rows(standings: Sequence[Standing], baseline: str, colours: dict[str, int]) -> list[StandingRow]:
+    """One per ensemble, in the order of the standings."""
+    return [
+        StandingRow(
+            ensemble=one.ensemble,
+            colour=colours[one.ensemble],
+            on_front=one.on_front,
+            auroc=Shown(percent(one.auroc), span(one.interval), "mean over sets and seeds, with its 95 % interval"),
+            rank=Shown(DASH if one.rank is None else f"{one.rank:.1f}", title="mean over sets, 1 is best"),
+            difference=_against(one, baseline),
+            over_sets=Shown(DASH if one.p_over_sets is None else significance(one.p_over_sets)),
+            costs=[
+                ("ms per picture", _measured(one.costs["ms_per_image"], "")),
+                ("Fit", _measured(one.costs["fit_seconds"], " s")),
+                ("Peak memory", _measured(one.costs["peak_memory_mb"], " MB")),
+                ("Size on disk", _measured(one.costs["artefact_mb"], " MB")),
+            ],
+        )
+        for one in standings
+    ]
+
+
+def _against(one: Standing, baseline: str) -> Shown:
+    if one.ensemble == baseline:
+        return Shown("baseline")
+    if one.difference is None:
+        return Shown(DASH, title="differences need good and defective pictures")
+    interval = span(one.difference.interval, sign=True)
+    title = "points; paired by picture and seed, p corrected by Holm for the number of ensembles"
+    small = "\n".join(part for part in (interval, significance(one.difference.p)) if part)
+    return Shown(points(one.difference.value), small, title, one.difference.value)
+
+
+def _measured(value: float | None, unit: str) -> Shown:
+    return Shown(DASH, title="not measured") if value is None else Shown(number(value) + unit, value=value)

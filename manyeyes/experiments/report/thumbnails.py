@@ -54,7 +54,7 @@ def overlay(
     scale: tuple[float, float],
     mask: NDArray[np.bool_] | None,
 ) -> Image:
-    """The heatmap of a small map over a thumbnail; the true defect's outline in white on black, to show on any colour.
+    """The heatmap of a small map over a thumbnail; the true defect's outline.
 
     ``scale`` is the map value where colour says alarm, and the one where it is strongest.
     Shapes: (h, w, 3) uint8, (64, 64) -> (h, w, 3) uint8.
@@ -64,10 +64,13 @@ def overlay(
     on_canvas = cv2.resize(anomaly_map.astype(np.float32), (W, H), interpolation=cv2.INTER_LINEAR)
     h, w = image.shape[:2]
     drawn = heatmap(image, shade(frame.to_image(on_canvas, (h, w)), *scale))
-    if mask is None:
-        return drawn
+    return drawn if mask is None else contoured(drawn, mask)
+
+
+def contoured(image: Image, mask: NDArray[np.bool_]) -> Image:
+    """The outline of a mask in white on black, to show on any colour. Shapes: (h, w, 3), (h, w) -> (h, w, 3)."""
     around = cv2.dilate(mask.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
-    return outlined(outlined(drawn, around, (0, 0, 0)), mask, (255, 255, 255))
+    return outlined(outlined(image, around, (0, 0, 0)), mask, (255, 255, 255))
 
 
 def data_uri(image: Image) -> str:

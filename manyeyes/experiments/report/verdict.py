@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from scipy.stats import betabinom
 
 from manyeyes.experiments.report.contest import Contest, Result, overall
-from manyeyes.experiments.report.words import number, percent, span
+from manyeyes.experiments.report.words import number, percent, plain_name, points, significance, span
 
 FEW = 30
 """With fewer pictures of a class on a set, rates move in steps of more than 3 %, and the page says so."""
@@ -48,6 +48,7 @@ def verdict(contests: Sequence[Contest]) -> Verdict:
         return Verdict("No ranking is possible", lead, False, [f"Image AUROC is undefined: {reason}."], [])
     rivals = [name for name, value in order[1:] if value is not None]
     findings = [_named(contest, contests, _standing(contest)) for contest in contests] if rivals else []
+    findings += [_named(contest, contests, text) for contest in contests for text in _chosen(contest)]
     findings += [_named(contest, contests, text) for contest in contests for text in _warnings(contest, best)]
     sure = bool(rivals) and all(_stands_out(contest, best) for contest in contests)
     if not rivals:
@@ -105,6 +106,24 @@ def _standing(contest: Contest) -> str:
         return f"{contest.best} is significantly ahead of {_joined(beaten)}."
     level = [name for name in contest.behind if name not in beaten]
     return f"{contest.best} is significantly ahead of {_joined(beaten)}; {_joined(level)} cannot be told apart from it."
+
+
+def _chosen(contest: Contest) -> list[str]:
+    """How the ensembles that were chosen without labels compare with the best that was not."""
+    chosen = [name for name in contest.whole if "choice" in contest.first(name).figures]
+    rivals = [name for name in contest.whole if name not in chosen]
+    found = []
+    for name in chosen if rivals else ():
+        difference = contest.against(rivals[0]).get(name)
+        if difference is None:
+            continue
+        strategy = plain_name(contest.first(name).figures["choice"]["strategy"])
+        where = "level with" if abs(difference.value) < 5e-4 else f"{points(difference.value)} points from"
+        found.append(
+            f"{name} was chosen without a single defect ({strategy}); it is {where} {rivals[0]}, the best of "
+            f"the others in hindsight, by the test pictures ({significance(difference.p)})."
+        )
+    return found
 
 
 def _warnings(contest: Contest, best: str) -> list[str]:

@@ -18,11 +18,11 @@ def percent(value: float | None) -> str:
 
 
 def span(interval: Interval | None, sign: bool = False) -> str:
-    """An interval in %."""
-    if interval is None:
+    """An interval in %; nothing for one without width, as two rankings that are alike have: it says nothing."""
+    if interval is None or interval[0] == interval[1]:
         return ""
-    low, high = (f"{100 * value:+.1f}" if sign else f"{100 * value:.1f}" for value in interval)
-    return signed(f"{low} to {high}")
+    low, high = (points(value) if sign else percent(value) for value in interval)
+    return f"{low} to {high}"
 
 
 def points(difference: float) -> str:
@@ -37,6 +37,11 @@ def significance(p: float | None) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.2g}" if p < 0.1 else f"p = {p:.2f}"
 
 
+def correlation(value: float | None) -> str:
+    """A correlation with its sign and two digits, or a dash."""
+    return DASH if value is None else signed(re.sub(r"[+-]0\.00$", "0.00", f"{value:+.2f}"))
+
+
 def number(value: float) -> str:
     """Three significant digits, all digits before the point, and an exponent only where nothing else can be read."""
     if value == 0 or 0.001 <= abs(value) < 1e6:
@@ -48,6 +53,11 @@ def number(value: float) -> str:
 def signed(text: str) -> str:
     """With a true minus sign, and none before a zero."""
     return text[1:] if re.fullmatch(r"-0(\.0*)?", text) else text.replace("-", "−")
+
+
+def plain_name(name: str) -> str:
+    """A kind as words: independent_pca is independent PCA."""
+    return re.sub(r"\bpca\b", "PCA", name.replace("_", " "))
 
 
 def breakable(name: str) -> Markup:
