@@ -54,20 +54,14 @@ def parsed(command: str) -> tuple[str, dict[str, Any], Path | None]:
 
 def test_the_guide_has_commands_and_all_are_the_programs() -> None:
     assert len(COMMANDS) > 10
-    assert {parsed(command)[0] for command in COMMANDS if "--choose" not in command} >= {
+    assert {parsed(command)[0] for command in COMMANDS} >= {
         *("flat-connector", "train", "predict", "evaluate", "compare", "presets")
     }
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_parses(command: str) -> None:
-    _skip_until_choose(command)
     parsed(command)
-
-
-def _skip_until_choose(command: str) -> None:
-    if "--choose" in command and "--choose" not in _options("train"):
-        pytest.skip("this version has no --choose yet")
 
 
 def _options(name: str) -> set[str]:
@@ -84,7 +78,7 @@ def test_options_in_the_text_exist() -> None:
     names = {word for span in SPANS for word in re.findall(r"(?<![\w-])--[a-z][a-z-]*", span)}
     known = set().union(*(_options(name) for name in ("train", "predict", "evaluate", "compare")))
     assert names
-    assert names - known <= {"--choose"}
+    assert names <= known
 
 
 def test_overrides_in_the_text_are_accepted() -> None:
@@ -102,8 +96,6 @@ def test_names_files_and_folders_exist_when_a_command_needs_them() -> None:
         return (ROOT / str(path)).exists() or any(Path(str(path)).is_relative_to(one) for one in made)
 
     for command in COMMANDS:
-        if "--choose" in command:
-            command = command.replace(" --choose", "")
         name, values, target = parsed(command)
         if name == "train":
             assert values["config"] in PRESETS or there(values["config"]), command
@@ -140,8 +132,6 @@ def test_links_lead_somewhere() -> None:
     for page in ("guide.md", "README.md"):
         text = (ROOT / "docs" / page).read_text(encoding="utf-8")
         for target in re.findall(r"\]\(([^)#:]+)\)", text):
-            if target == "choice.md" and not (ROOT / "docs/choice.md").exists():
-                continue
             assert (ROOT / "docs" / target).exists(), f"{page}: {target}"
         anchors = {re.sub(r"[^\w -]", "", line.lstrip("# ").lower()).replace(" ", "-") for line in text.splitlines()}
         assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= anchors

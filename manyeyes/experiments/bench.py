@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby, islice, zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -237,7 +238,8 @@ def judge_stored(
 
 def choice_figures(chosen: Chosen, test: Stored, progress: Progress) -> dict[str, Any]:
     """Why the ensemble is what it is, some of the made defects, and what all candidates do on the test pictures."""
-    step = max(1, len(chosen.made) // SHOWN)
+    by_kind = groupby(sorted(chosen.made, key=lambda sample: sample.defect), key=lambda sample: sample.defect)
+    in_turn = zip_longest(*(list(samples) for _, samples in by_kind))
     made = [
         {
             "path": str(sample.path.absolute()),
@@ -245,7 +247,7 @@ def choice_figures(chosen: Chosen, test: Stored, progress: Progress) -> dict[str
             "kind": sample.defect,
             "group": sample.group,
         }
-        for sample in chosen.made[::step][:SHOWN]
+        for sample in islice((sample for turn in in_turn for sample in turn if sample is not None), SHOWN)
     ]
     labels = np.array([sample.label for sample in test[1]])
     taps = test[0].only(chosen.wide.tap_keys())
