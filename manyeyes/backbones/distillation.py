@@ -119,12 +119,12 @@ class Distillation:
             raise ConfigError(f"crop: expected at most the image size {self.image_size}, got {config.crop}")
         if count < 2:
             raise DataError(f"expected at least 2 pictures to learn from and to measure on, got {count}")
-        text = f"{config.fingerprint()}|{fingerprint}"
-        self.identity = hashlib.sha256(text.encode()).hexdigest()[:16]
         order = torch.randperm(count, generator=drawn_at(config.seed, HELD)).tolist()
         held = min(max(1, round(config.held_out * count)), count - 1)
         self.held, self.read = sorted(order[:held]), read
         trunk = config.trunk.build().to(device)
+        text = f"{config.fingerprint()}|{trunk.key}|{fingerprint}"
+        self.identity = hashlib.sha256(text.encode()).hexdigest()[:16]
         self.targets = Targets(trunk, config.stages, self.image_size)
         augmentation = Augmentation(config.zoom, config.turn, config.colour, config.grey)
         kept, size = config.views, self.image_size
