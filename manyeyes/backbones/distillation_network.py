@@ -83,7 +83,7 @@ class LeastSquares:
     def solve(self, ridge: float) -> tuple[Tensor, Tensor]:
         """Weight (outputs, inputs) and bias (outputs,); ``ridge`` is relative to an input's mean variance.
 
-        Raises: DataError if the inputs never change.
+        Raises: DataError if the inputs never change or the ridge is too small for float32 inputs.
         """
         mean, middle = (total / self.count for total in self.sums)
         square = self.square - self.count * torch.outer(mean, mean)
@@ -91,9 +91,10 @@ class LeastSquares:
         if not spread > SMALLEST_SPREAD * float(self.square.diagonal().mean()):
             raise DataError("a layer cannot be fitted to pictures that all look the same everywhere")
         square.diagonal().add_(ridge * spread)
-        weight = torch.cholesky_solve(
-            self.product - self.count * torch.outer(mean, middle), torch.linalg.cholesky(square)
-        ).T
+        factor, failed = torch.linalg.cholesky_ex(square)
+        if int(failed):
+            raise DataError(f"a ridge of {ridge:g} is lost in the rounding of these pictures' features; raise it")
+        weight = torch.cholesky_solve(self.product - self.count * torch.outer(mean, middle), factor).T
         return weight.float(), (middle - weight @ mean).float()
 
 

@@ -42,7 +42,6 @@ from manyeyes.progress import Progress
 STEP = 21
 CHECKPOINT_SECONDS = 60.0
 TIMED_STEPS = 5
-LATE, LATE_RATE = 0.95, 0.1
 
 
 class StudentTraining:
@@ -139,9 +138,8 @@ class StudentTraining:
         schedule = self.schedule
         generator = drawn_at(self.seed, STEP, step)
         torch.manual_seed(int(torch.randint(1 << 40, (), generator=generator)))  # what the autoencoder drops
-        late = step >= LATE * schedule.steps
         for group in optimiser.param_groups:
-            group["lr"] = schedule.learning_rate * (LATE_RATE if late else 1.0)
+            group["lr"] = schedule.rate(step)
         images = self._draw(pictures, generator)
         coloured = change_colours(images, generator).to(self.device)
         y, x, h, w = window = self._window(generator)
