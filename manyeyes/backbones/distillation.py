@@ -231,7 +231,7 @@ class Distillation:
     def explained(self, network: nn.Module, most: int | None = None) -> tuple[Tensor, float]:
         """Share of the targets' variance explained on held-out pictures, whole and unchanged: per channel, over all.
 
-        Shapes: (384,) and a number; 1 is perfect, 0 no better than the mean.
+        Shapes: (384,) and a number; 1 is perfect, 0 no better than the mean, or a channel that never changes.
         """
         wrong, sums, squares = (torch.zeros(CHANNELS, dtype=torch.float64) for _ in range(3))
         count = 0
@@ -247,4 +247,6 @@ class Distillation:
             squares += values.square().sum(dim=0)
             count += len(values)
         spread = squares - sums.square() / count
-        return 1 - wrong / spread.clamp(min=1e-12), float(1 - wrong.sum() / spread.sum())
+        constant = spread <= 1e-9 * squares
+        share = torch.where(constant, torch.zeros_like(wrong), 1 - wrong / spread.where(~constant, torch.ones(())))
+        return share, float(1 - wrong.sum() / spread.sum())
