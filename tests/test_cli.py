@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import HEIGHT, WIDTH, draw_parts, lines, picture, save, small_config, small_member, small_trunk
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from manyeyes import __version__
-from manyeyes.backbones import PatchCoreConfig
+from manyeyes.backbones import PatchCoreConfig, PdnTrunkConfig
 from manyeyes.cli import app
 from manyeyes.data import ImageSet
 from manyeyes.ensemble import PRESETS, EnsembleConfig, load_config, load_run
@@ -361,3 +362,36 @@ def test_weights_that_cannot_be_used(tmp_path: Path, parts: ImageSet, refused: C
     save_file(state, str(weights))
     assert "holds another network: 1 keys differ" in said()
     assert not (tmp_path / "run/unfinished.yaml").exists(), "nothing was begun, so there is nothing to resume"
+
+
+def test_distilling_a_teacher(manyeyes: Call, tmp_path: Path, refused: Callable[..., str]) -> None:
+    rng = np.random.default_rng(0)
+    for index in range(6):
+        save(tmp_path / f"photographs/deep/{index}.png", rng.integers(0, 256, (50 + index, 60, 3)).astype(np.uint8))
+    out = tmp_path / "made/pdn.safetensors"
+    quick = ("trunk.size=96", "image_size=48", "steps=2", "crop=40", "batch=1", "views=2", "refit=2", "held_out=0.3")
+    words = ["distill", "--images", tmp_path / "photographs", "--trunk", "resnet10t.random", "--size", "medium"]
+    words += ["--device", "cpu", "--quiet"]
+    for setting in quick:
+        words += ["--set", setting]
+    code, said, err = manyeyes(*words, "--out", out)
+    assert code == 0, err
+    assert re.fullmatch(rf"teacher: {out}, explains -?\d+\.\d{{3}} of the variance on 2 held-out pictures\n", said)
+    figures = json.loads(out.with_suffix(".json").read_text())
+    assert (figures["pictures"], figures["held_out_pictures"]) == (6, 2)
+    assert len(figures["explained_per_channel"]) == 384
+    assert figures["config"]["steps"] == 2
+    assert sorted(path.name for path in out.parent.iterdir()) == ["pdn.json", "pdn.safetensors"]
+    assert {value.dtype for value in load_file(out).values()} == {torch.float16}
+    trunk = PdnTrunkConfig(size="medium", weights=str(out), image_size=40).build()
+    assert trunk(torch.rand(1, 3, 40, 40), ["teacher"])["teacher"].isfinite().all()
+
+    words = words[:7]
+    assert "expected a name that ends in .safetensors" in refused(*words, "--out", tmp_path / "teacher.pth")
+    assert "--stages 'two': expected whole numbers" in refused(*words, "--out", out, "--stages", "two")
+    assert "steps_: unknown field" in refused(*words, "--out", out, "--set", "steps_=3")
+    assert "'large'" in refused(*words[:5], "--size", "large", "--out", out)
+    missing = [word if word != tmp_path / "photographs" else tmp_path / "none" for word in words]
+    assert "none: does not exist" in refused(*missing, "--out", out, "--quiet")
+    few = ("--stages", "1", "--out", tmp_path / "few.safetensors", "--quiet", "--set", "trunk.size=96")
+    assert "at least 384 channels" in refused(*words, *few)

@@ -77,13 +77,18 @@ class TrainableTrunk(Trunk):
     declared_key: str
 
     @property
+    def reads(self) -> tuple[str, ...]:
+        """Folders of further pictures that ``fit`` asks for."""
+        return ()
+
+    @property
     @abstractmethod
     def is_fitted(self) -> bool:
         """Whether ``fit`` or ``restore`` has been called."""
 
     @abstractmethod
     def identity(self, seed: int, pictures: str) -> str:
-        """16 hexadecimal digits of all that a training depends on; ``pictures`` is the pictures' fingerprint."""
+        """16 hexadecimal digits of all that a training depends on; ``pictures`` names the pictures."""
 
     @abstractmethod
     def fit(

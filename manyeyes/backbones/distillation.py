@@ -119,12 +119,12 @@ class Distillation:
             raise ConfigError(f"crop: expected at most the image size {self.image_size}, got {config.crop}")
         if count < 2:
             raise DataError(f"expected at least 2 pictures to learn from and to measure on, got {count}")
-        text = f"{config.fingerprint()}|{fingerprint}"
-        self.identity = hashlib.sha256(text.encode()).hexdigest()[:16]
         order = torch.randperm(count, generator=drawn_at(config.seed, HELD)).tolist()
         held = min(max(1, round(config.held_out * count)), count - 1)
         self.held, self.read = sorted(order[:held]), read
         trunk = config.trunk.build().to(device)
+        text = f"{config.fingerprint()}|{trunk.key}|{fingerprint}"
+        self.identity = hashlib.sha256(text.encode()).hexdigest()[:16]
         self.targets = Targets(trunk, config.stages, self.image_size)
         augmentation = Augmentation(config.zoom, config.turn, config.colour, config.grey)
         kept, size = config.views, self.image_size
@@ -231,7 +231,7 @@ class Distillation:
     def explained(self, network: nn.Module, most: int | None = None) -> tuple[Tensor, float]:
         """Share of the targets' variance explained on held-out pictures, whole and unchanged: per channel, over all.
 
-        Shapes: (384,) and a number; 1 is perfect, 0 no better than the mean.
+        Shapes: (384,) and a number; 1 is perfect, 0 no better than the mean, or a channel that never changes.
         """
         wrong, sums, squares = (torch.zeros(CHANNELS, dtype=torch.float64) for _ in range(3))
         count = 0
@@ -247,4 +247,6 @@ class Distillation:
             squares += values.square().sum(dim=0)
             count += len(values)
         spread = squares - sums.square() / count
-        return 1 - wrong / spread.clamp(min=1e-12), float(1 - wrong.sum() / spread.sum())
+        constant = spread <= 1e-9 * squares
+        share = torch.where(constant, torch.zeros_like(wrong), 1 - wrong / spread.where(~constant, torch.ones(())))
+        return share, float(1 - wrong.sum() / spread.sum())

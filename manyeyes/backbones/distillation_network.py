@@ -15,8 +15,11 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from manyeyes.backbones.pdn import PdnSize, patch_description_network
+from manyeyes.errors import DataError
 
 JUDGING = 4
+SMALLEST_SPREAD = 1e-6
+"""Variance of the inputs, as a share of their mean square, below which float32 sums hold nothing but rounding."""
 RIDGES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 
 
@@ -78,13 +81,20 @@ class LeastSquares:
         self.count += len(rows)
 
     def solve(self, ridge: float) -> tuple[Tensor, Tensor]:
-        """Weight (outputs, inputs) and bias (outputs,); ``ridge`` is relative to an input's mean variance."""
+        """Weight (outputs, inputs) and bias (outputs,); ``ridge`` is relative to an input's mean variance.
+
+        Raises: DataError if the inputs never change or the ridge is too small for float32 inputs.
+        """
         mean, middle = (total / self.count for total in self.sums)
         square = self.square - self.count * torch.outer(mean, mean)
-        square.diagonal().add_(ridge * float(square.diagonal().mean()))
-        weight = torch.cholesky_solve(
-            self.product - self.count * torch.outer(mean, middle), torch.linalg.cholesky(square)
-        ).T
+        spread = float(square.diagonal().mean())
+        if not spread > SMALLEST_SPREAD * float(self.square.diagonal().mean()):
+            raise DataError("a layer cannot be fitted to pictures that all look the same everywhere")
+        square.diagonal().add_(ridge * spread)
+        factor, failed = torch.linalg.cholesky_ex(square)
+        if int(failed):
+            raise DataError(f"a ridge of {ridge:g} is lost in the rounding of these pictures' features; raise it")
+        weight = torch.cholesky_solve(self.product - self.count * torch.outer(mean, middle), factor).T
         return weight.float(), (middle - weight @ mean).float()
 
 
@@ -133,7 +143,7 @@ def improve_last(network: nn.Sequential, batches: Iterable[tuple[Tensor, Tensor]
     if change is not None:
         last.weight.add_(change[0].view_as(last.weight).to(last.weight))
         bias.add_(change[1].to(bias))
-    return 1 - best / before
+    return 1 - best / before if before else 0.0
 
 
 def _rows(

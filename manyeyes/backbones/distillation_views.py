@@ -72,7 +72,7 @@ def grey_of(image: Tensor) -> Tensor:
 class Views:
     """The latest views, moving on by `advance_to`; half precision in memory.
 
-    ``images``: (3, H, W) each at the size of the trunk's input, halved later; ``targets``: (384, h, w) each, raw.
+    ``latest`` holds pairs of image (3, *image_size) and targets (384, h, w) as the trunk gives them.
     """
 
     def __init__(

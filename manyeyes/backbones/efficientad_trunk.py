@@ -108,6 +108,11 @@ class EfficientAdTrunk(TrainableTrunk):
         return Stage(name, CHANNELS_OF[name], STRIDE, self.grid)
 
     @property
+    def reads(self) -> tuple[str, ...]:
+        penalty = self.config.training.penalty
+        return () if penalty is None else (penalty,)
+
+    @property
     def is_fitted(self) -> bool:
         return self.key != self.declared_key
 

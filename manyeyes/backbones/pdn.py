@@ -87,7 +87,7 @@ class PdnTrunkConfig(Config):
     kind: Literal["pdn"] = "pdn"
     size: PdnSize = Field("small", description="PDN-S or PDN-M.")
     weights: str = Field(
-        "random",
+        "bundled",
         min_length=1,
         description="A path, a name looked for as pdn_<size>.<name> in MANYEYES_WEIGHTS, bundled (PDN-S), or random.",
     )

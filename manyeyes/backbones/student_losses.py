@@ -16,7 +16,8 @@ from manyeyes.backbones.distillation_views import grey_of
 def hard_feature_loss(difference: Tensor, quantile: float) -> Tensor:
     """Mean of the squared differences that reach their ``quantile``, over all elements of the batch.
 
-    Shapes: any -> (). Equals the mean of those >= torch.quantile, which refuses more than 2^24 elements.
+    Shapes: any -> (). Equals the mean of those >= torch.quantile, which many releases refuse to take
+    of more than 2^24 elements.
     """
     squares = difference.float().square().flatten()
     count = len(squares) - math.ceil(quantile * (len(squares) - 1))

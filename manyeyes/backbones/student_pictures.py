@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from manyeyes.backbones.pixels import Pixels
@@ -22,26 +23,21 @@ class KeptPictures:
     """
 
     def __init__(self, batches: Iterable[Tensor], size: Grid, folder: Path | None, most: int | None = None) -> None:
-        self.shape = (3, *size)
-        pixels = Pixels(size)
         self.count = 0
         try:
-            self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
-            for batch in batches:
-                resized = pixels.resize(batch.float().cpu()).mul(255).round_().clamp_(0, 255).byte()
-                self.file.write(resized.numpy().tobytes())
-                self.count += len(resized)
-                if most is not None and self.count >= most:
-                    break
-            self.file.flush()
+            with tempfile.TemporaryFile(dir=folder) as file:
+                for pixels in _bytes(batches, size, most):
+                    file.write(pixels.tobytes())
+                    self.count += len(pixels)
+                file.flush()
+                if self.count:
+                    # The map keeps what the file held after it is closed.
+                    self.values = np.memmap(file, dtype=np.uint8, mode="r", shape=(self.count, 3, *size))
         except OSError as error:
             where = folder or tempfile.gettempdir()
             raise RunError(
                 f"{where}: pictures cannot be kept there ({error.strerror}); choose another folder"
             ) from None
-        shape = (max(self.count, 1), *self.shape)
-        if self.count:
-            self.values = np.memmap(self.file, dtype=np.uint8, mode="r", shape=shape)
 
     def __len__(self) -> int:
         return self.count
@@ -49,3 +45,15 @@ class KeptPictures:
     def __getitem__(self, numbers: Tensor) -> Tensor:
         """Shapes: (b,) int64 -> (b, 3, H, W) in [0, 1]."""
         return torch.from_numpy(np.ascontiguousarray(self.values[numbers.numpy()])).float().div_(255)
+
+
+def _bytes(batches: Iterable[Tensor], size: Grid, most: int | None) -> Iterator[NDArray[np.uint8]]:
+    """Shapes: (b, 3, H, W) each in [0, 1] -> (b, 3, *size) each, ``most`` pictures in all."""
+    pixels, count = Pixels(size), 0
+    for batch in batches:
+        wanted = batch if most is None else batch[: most - count]
+        if len(wanted):  # none where a whole batch could not be read
+            yield pixels.resize(wanted.float().cpu()).mul(255).round_().clamp_(0, 255).byte().numpy()
+        count += len(wanted)
+        if count == most:
+            return

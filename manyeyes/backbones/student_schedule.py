@@ -12,6 +12,8 @@ from pydantic import Field
 from manyeyes.backbones.pdn import RECEPTIVE_FIELD, STRIDE
 from manyeyes.config import Config
 
+LATE, LATE_RATE = 0.95, 0.1
+
 
 class Schedule(Config):
     """The defaults are the paper's."""
@@ -29,6 +31,10 @@ class Schedule(Config):
     )
     ridge: float = Field(1e-2, gt=0, description="ridge of that fit, relative to the mean square of an input")
     statistics: int | None = Field(None, ge=1, description="pictures that the teacher is standardised on; null: all")
+
+    def rate(self, step: int) -> float:
+        """Adam's rate at a step, counted from 0."""
+        return self.learning_rate * (LATE_RATE if step >= LATE * self.steps else 1.0)
 
 
 PAPER = Schedule()

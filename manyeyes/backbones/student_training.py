@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import cast
 
@@ -33,8 +32,9 @@ from manyeyes.backbones.pdn import (
 )
 from manyeyes.backbones.student_losses import change_colours, hard_feature_loss
 from manyeyes.backbones.student_pictures import KeptPictures
-from manyeyes.backbones.student_schedule import TrainingConfig
+from manyeyes.backbones.student_schedule import PAPER, TrainingConfig
 from manyeyes.checkpoint import drawn_at, load_checkpoint, save_checkpoint
+from manyeyes.device import training_precision
 from manyeyes.errors import DataError
 from manyeyes.maps import Grid
 from manyeyes.progress import Progress
@@ -42,7 +42,6 @@ from manyeyes.progress import Progress
 STEP = 21
 CHECKPOINT_SECONDS = 60.0
 TIMED_STEPS = 5
-LATE, LATE_RATE = 0.95, 0.1
 
 
 class StudentTraining:
@@ -52,13 +51,14 @@ class StudentTraining:
         self.config, self.teacher, self.grid, self.seed = config, teacher, grid, seed
         self.device = next(teacher.parameters()).device
         self.schedule = config.schedule_for(self.device)
-        cuda = self.device.type == "cuda"
-        self.layout = torch.channels_last if cuda else torch.contiguous_format  # what is faster there
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             student = patch_description_network(teacher.size, 2 * CHANNELS)
             coder = autoencoder(teacher.input_size, grid, CHANNELS)
-        self.student, self.autoencoder = (network.to(self.device).train() for network in (student, coder))
+        self.student, self.autoencoder = (
+            network.to(self.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+            for network in (student, coder)
+        )
         self.scale = Standardisation(CHANNELS).to(self.device)
         self.networks: dict[str, nn.Module] = {
             "student": self.student,
@@ -89,15 +89,16 @@ class StudentTraining:
                 self._start_from_teacher(pictures)
         advance = progress.step("training EfficientAD")
         begun = found[0] if found else 0
-        saved = started = time.monotonic()
+        left = self.schedule.steps - begun
+        saved = time.monotonic()
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []), torch.enable_grad():
             for step in range(begun, self.schedule.steps):
                 self._step(step, optimiser, pictures, natural)
                 advance(step + 1, self.schedule.steps)
-                if step + 1 == begun + TIMED_STEPS:
-                    left = self.schedule.steps - begun
-                    minutes = (time.monotonic() - started) / TIMED_STEPS * left / 60
-                    progress.say(f"EfficientAD on {self.device}: {left} steps to go, about {minutes:.0f} minutes")
+                if step == begun:  # the first step takes longer than any other
+                    started = time.monotonic()
+                if step == begun + TIMED_STEPS:
+                    progress.say(self._expected(left, (time.monotonic() - started) / TIMED_STEPS))
                 if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
                     save_checkpoint(checkpoint, step + 1, identity, self.networks, optimiser)
                     saved = time.monotonic()
@@ -106,6 +107,12 @@ class StudentTraining:
             for name, network in self.networks.items()
             for key, value in network.state_dict().items()
         }
+
+    def _expected(self, left: int, seconds: float) -> str:
+        """What a user is told at the start; ``seconds`` are those of one step."""
+        short = "" if self.schedule.steps >= PAPER.steps else f" of a schedule shorter than the paper's {PAPER.steps:,}"
+        minutes = max(1, round(left * seconds / 60))
+        return f"EfficientAD on {self.device}: {left:,} steps to go{short}, about {minutes} min"
 
     def _natural(self, pictures_in: PicturesIn, folder: Path | None, progress: Progress) -> KeptPictures | None:
         if self.config.penalty is None:
@@ -131,22 +138,20 @@ class StudentTraining:
         schedule = self.schedule
         generator = drawn_at(self.seed, STEP, step)
         torch.manual_seed(int(torch.randint(1 << 40, (), generator=generator)))  # what the autoencoder drops
-        late = step >= LATE * schedule.steps
         for group in optimiser.param_groups:
-            group["lr"] = schedule.learning_rate * (LATE_RATE if late else 1.0)
+            group["lr"] = schedule.rate(step)
         images = self._draw(pictures, generator)
         coloured = change_colours(images, generator).to(self.device)
-        y, x, h, w = self._window(generator)
-        with self._precision():
-            imagined = self.autoencoder(self._normalised(coloured))[:, :, y : y + h, x : x + w].float()
-            target, told = self._both(coloured, (y, x, h, w))
-            loss = F.mse_loss(imagined, target) + F.mse_loss(told[:, CHANNELS:], imagined)
-            if not schedule.one_view:
-                target, told = self._both(images.to(self.device), (y, x, h, w))
-            loss = loss + hard_feature_loss(target - told[:, :CHANNELS], self.config.hard)
-            if natural is not None:
-                pixels = self._cut(self._draw(natural, generator).to(self.device), (y, x, h, w))
-                loss = loss + self.student(pixels)[:, :CHANNELS].float().square().mean()
+        y, x, h, w = window = self._window(generator)
+        imagined = self._told(self.autoencoder, self._normalised(coloured))[:, :, y : y + h, x : x + w]
+        target, told = self._both(coloured, window)
+        loss = F.mse_loss(imagined, target) + F.mse_loss(told[:, CHANNELS:], imagined)
+        if not schedule.one_view:
+            target, told = self._both(images.to(self.device), window)
+        loss = loss + hard_feature_loss(target - told[:, :CHANNELS], self.config.hard)
+        if natural is not None:
+            pixels = self._cut(self._draw(natural, generator).to(self.device), window)
+            loss = loss + self._told(self.student, pixels)[:, :CHANNELS].square().mean()
         if not bool(torch.isfinite(loss)):
             raise DataError(
                 f"EfficientAD: the loss is not finite at step {step}; lower training.schedule.learning_rate"
@@ -177,7 +182,13 @@ class StudentTraining:
     def _both(self, images: Tensor, window: tuple[int, int, int, int]) -> tuple[Tensor, Tensor]:
         """What the standardised teacher and the student say. Shapes: (b, 384, h, w), (b, 768, h, w)."""
         pixels = self._cut(images, window)
-        return self._teacher(pixels), self.student(pixels).float()
+        return self._teacher(pixels), self._told(self.student, pixels)
+
+    def _told(self, network: nn.Module, pixels: Tensor) -> Tensor:
+        """What a learning network says, in float32 whatever it computes in; the teacher never computes in less."""
+        with training_precision(self.device):
+            value: Tensor = network(pixels)
+        return value.float()
 
     @torch.no_grad()
     def _teacher(self, pixels: Tensor) -> Tensor:
@@ -185,10 +196,7 @@ class StudentTraining:
         return value
 
     def _normalised(self, images: Tensor) -> Tensor:
-        return self.teacher.pixels.normalise(images).contiguous(memory_format=self.layout)
-
-    def _precision(self) -> AbstractContextManager[object]:
-        return torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext()
+        return self.teacher.pixels.normalise(images).contiguous(memory_format=torch.channels_last)
 
     def _spread(self, pictures: KeptPictures, most: int | None) -> Iterator[Tensor]:
         """Mirrored and normalised pictures, evenly spread over all, one by one. Shapes: (1, 3, H + 29, W + 29)."""

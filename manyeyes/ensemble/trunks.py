@@ -50,7 +50,8 @@ def train_trunks(
     pictures = samples_fingerprint(train, frame, skip_bad)
     seed = ensemble.config.seed
     for trunk in waiting:
-        identity = trunk.identity(seed, pictures)
+        further = [_further(folder, frame) for folder in trunk.reads]
+        identity = trunk.identity(seed, "|".join([pictures, *further]))
         path = folder / f"{identity}.safetensors"
         with FileLock(path.with_suffix(".lock")):
             if path.exists():
@@ -66,8 +67,17 @@ def train_trunks(
 
 
 def _pictures_in(frame: Frame) -> PicturesIn:
-    whole = Frame(size=frame.size)
-    return lambda folder: Pictures(paths_to_samples([folder]), whole, skip_bad=True)
+    return lambda folder: Pictures(paths_to_samples([folder]), _whole(frame), skip_bad=True)
+
+
+def _further(folder: str, frame: Frame) -> str:
+    """Names the pictures of a folder that a training reads beside its own. Raises: DataError if there are none."""
+    return samples_fingerprint(paths_to_samples([folder]), _whole(frame), skip_bad=True)
+
+
+def _whole(frame: Frame) -> Frame:
+    """The same canvas without a region of interest."""
+    return Frame(size=frame.size)
 
 
 def _load(path: Path) -> dict[str, Tensor]:

@@ -84,8 +84,17 @@ class EfficientAdHead(PyramidHead):
         return self
 
     def _checked(self, pyramids: Iterable[Pyramid]) -> Iterator[Pyramid]:
+        seen = 0
         for batch in pyramids:
             check_maps(batch, self.specs)
+            finite = torch.cat(batch, dim=1).isfinite().flatten(1).all(dim=1)
+            if not bool(finite.all()):
+                number = seen + int(finite.logical_not().nonzero()[0])
+                raise DataError(
+                    f"head efficientad: maps of image {number} (counted from 0): expected finite values, got NaN or "
+                    "infinity; look for a broken image or broken weights"
+                )
+            seen += len(finite)
             yield batch
 
     @torch.no_grad()
@@ -102,19 +111,17 @@ class EfficientAdHead(PyramidHead):
 def thinned(batches: Iterable[Tensor]) -> Tensor:
     """All values, or every 2nd, 4th ... of them, so that fewer than `MOST` are held. Shapes: any each -> (n,).
 
-    Raises: DataError if there is none or one is not finite.
+    Raises: DataError if there is none.
     """
     parts: list[Tensor] = []
     every, seen, held = 1, 0, 0
     for batch in batches:
         values = batch.float().flatten()
-        if not bool(torch.isfinite(values).all()):
-            raise DataError("head efficientad: a map of a good picture is not finite")
         parts.append(values[-seen % every :: every])
         seen, held = seen + len(values), held + len(parts[-1])
         while held > MOST:
             parts, every = [torch.cat(parts)[::2]], 2 * every
             held = len(parts[0])
     if not held:
-        raise DataError("head efficientad: expected at least one good picture")
+        raise DataError("head efficientad: expected maps of at least one good image, got none")
     return torch.cat(parts)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from manyeyes.backbones import (
     EfficientAdConfig,
+    EfficientAdTrunkConfig,
     ExtractorConfig,
     Eyes,
     FeatureExtractor,
@@ -19,14 +20,22 @@ from manyeyes.backbones import (
     ScalesConfig,
     TimmConfig,
     TimmTrunkConfig,
+    TrainableTrunk,
     TrunkPool,
     UFlowConfig,
 )
-from manyeyes.errors import ConfigError, DataError, ManyeyesError, ShapeError
+from manyeyes.backbones.student_schedule import Schedule, TrainingConfig
+from manyeyes.errors import ConfigError, DataError, ManyeyesError, NotFittedError, ShapeError
+from manyeyes.progress import Silent
 
 RESNET = TimmTrunkConfig(architecture="resnet10t", weights="random", size=64)
 VIT = TimmTrunkConfig(architecture="test_vit", weights="random", size=(64, 48))
 CAIT = TimmTrunkConfig(architecture="cait_xxs24_224", weights="random", size=32)
+
+TAUGHT = EfficientAdTrunkConfig(
+    teacher=PdnTrunkConfig(weights="random", image_size=(64, 48)),
+    training=TrainingConfig(schedule=Schedule(steps=1, crop=40)),
+)
 
 EXAMPLES: dict[str, Any] = {
     "timm-cnn": TimmConfig(trunk=RESNET, stages=(0, 2, -1, "pooled")),
@@ -41,12 +50,10 @@ EXAMPLES: dict[str, Any] = {
             ScalesConfig(trunk=VIT, stages=(1,), layer_norm=False),
         )
     ),
-    "efficientad": EfficientAdConfig(
-        teacher=PdnTrunkConfig(image_size=64),
-        student=PdnTrunkConfig(role="student", image_size=64),
-    ),
-    "efficientad-padded-medium": EfficientAdConfig(
-        teacher=PdnTrunkConfig(size="medium", image_size=(40, 48), padding=True),
+    "efficientad": EfficientAdConfig(trunk=TAUGHT, maps=("local", "global", "student", "autoencoder")),
+    "efficientad-pooled": EfficientAdConfig(trunk=TAUGHT, maps=("student_teacher_pooled", "teacher_pooled")),
+    "efficientad-teacher-medium": EfficientAdConfig(
+        trunk=EfficientAdTrunkConfig(teacher=PdnTrunkConfig(weights="random", size="medium", image_size=(40, 48))),
         maps=("teacher",),
     ),
 }
@@ -57,9 +64,16 @@ POOL = TrunkPool()
 every = pytest.mark.parametrize("name", EXAMPLES)
 
 
+def trained(extractor: FeatureExtractor) -> FeatureExtractor:
+    """Its trunks have learned from a few pictures what is to be learned."""
+    for trunk in extractor.trunks:
+        if isinstance(trunk, TrainableTrunk) and not trunk.is_fitted:
+            trunk.fit([pictures()], "0" * 16, 0, lambda folder: [], None, Silent())
+    return extractor
+
+
 def extractor(name: str) -> FeatureExtractor:
-    built: FeatureExtractor = EXAMPLES[name].build(POOL)
-    return built
+    return trained(EXAMPLES[name].build(POOL))
 
 
 def pictures(n: int = 3, size: tuple[int, int] = (70, 50)) -> Tensor:
@@ -81,7 +95,7 @@ def test_specs_equal_what_comes_out(name: str) -> None:
         assert value.dtype == torch.float32
         assert torch.isfinite(value).all()
         assert value.std() > 0
-        assert spec.spatial == (spec.name.rpartition(".")[2] != "pooled")
+        assert spec.spatial == (not spec.name.endswith("pooled"))
         if spec.spatial:
             # Rounding of odd sizes at every halving may add or take one position.
             for side, cells in zip(tap.trunk.input_size, spec.grid, strict=True):
@@ -128,8 +142,8 @@ def test_same_config_same_features(name: str) -> None:
     images = pictures(1)
     torch.manual_seed(1)
     state = torch.random.get_rng_state()
-    first = EXAMPLES[name].build(TrunkPool())
-    second = EXAMPLES[name].build(TrunkPool())
+    first = trained(EXAMPLES[name].build(TrunkPool()))
+    second = trained(EXAMPLES[name].build(TrunkPool()))
     assert torch.equal(state, torch.random.get_rng_state()), "building drew from the caller's random numbers"
     for a, b in zip(first(images), second(images), strict=True):
         torch.testing.assert_close(a, b, atol=0, rtol=0)
@@ -212,8 +226,8 @@ def test_unknown_kind_is_refused() -> None:
         (TimmConfig(trunk=RESNET, stages=(-6,)), "'-6' does not exist"),
         (PatchCoreConfig(trunk=RESNET, stages=(2, 2)), "named twice"),
         (UFlowConfig(sources=(ScalesConfig(trunk=RESNET, stages=(1, 1)),)), "named twice"),
-        (EfficientAdConfig(maps=("teacher", "teacher"), teacher=PdnTrunkConfig(image_size=64)), "named twice"),
-        (EfficientAdConfig(teacher=PdnTrunkConfig(image_size=32)), "at least 33 px"),
+        (EfficientAdConfig(trunk=TAUGHT, maps=("teacher", "teacher")), "named twice"),
+        (EfficientAdConfig(trunk=EfficientAdTrunkConfig(teacher=PdnTrunkConfig(image_size=32))), "at least 33 px"),
     ],
 )
 def test_bad_stages_are_refused(config: Any, words: str) -> None:
@@ -229,7 +243,9 @@ def test_bad_stages_are_refused(config: Any, words: str) -> None:
         (TimmConfig, {"stages": ["poolled"]}, "stages.0: expected a stage's index or pooled, got 'poolled'"),
         (PatchCoreConfig, {"neighbourhood": 4}, "expected an odd side, such as 5"),
         (PatchCoreConfig, {"trunk": {"size": 0}}, "trunk.size"),
-        (EfficientAdConfig, {"teacher": {"role": "student"}}, "expected role: teacher"),
+        (EfficientAdConfig, {"trunk": {"teacher": {"padding": True}}}, "trunk.teacher: .*expected padding: false"),
+        (EfficientAdConfig, {"maps": ["loacl"]}, "maps.0: "),
+        (EfficientAdConfig, {"trunk": {"training": {"schedule": {"crop": 30}}}}, "trunk.training.schedule.crop: "),
     ],
 )
 def test_bad_fields_are_named(kind: Any, values: dict[str, Any], words: str) -> None:
@@ -264,11 +280,21 @@ def test_another_size_costs_another_pass() -> None:
 
 
 def test_halves_of_a_student_are_one_pass() -> None:
-    student = PdnTrunkConfig(role="student", image_size=64)
-    config = EfficientAdConfig(student=student, maps=("student", "student_teacher", "student_autoencoder"))
-    assert count_passes([config]) == 1
-    whole, first, last = config.build(POOL)(pictures(1))
+    config = EfficientAdConfig(trunk=TAUGHT, maps=("student", "student_teacher", "student_autoencoder"))
+    member = trained(config.build(POOL))
+    passes: list[int] = []
+    member.trunks[0].student.register_forward_hook(lambda *_: passes.append(1))
+    whole, first, last = member(pictures(1))
+    assert passes == [1]
     assert torch.equal(whole, torch.cat([first, last], dim=1))
+
+
+def test_a_trunk_that_has_not_learned_does_not_look() -> None:
+    member = EXAMPLES["efficientad"].build(TrunkPool())
+    with pytest.raises(NotFittedError, match="EfficientAD has not been trained"):
+        member(pictures(1))
+    with pytest.raises(NotFittedError, match="EfficientAD has not been trained"):
+        member.trunks[0].learned()
 
 
 def test_taps_shared_in_an_ensemble_equal_a_member_alone() -> None:

@@ -1,0 +1,310 @@
+"""Distillation: closed forms against numpy, targets where the network looks, views and resumption that repeat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import r2_score
+from torch import Tensor, nn
+
+from manyeyes.backbones import TimmTrunkConfig, distillation
+from manyeyes.backbones.contract import Stage, Trunk
+from manyeyes.backbones.distillation import Distillation, DistillationConfig, Distilled, distil, one_cycle
+from manyeyes.backbones.distillation_network import LeastSquares, folded, improve_last, refit_last, with_norms
+from manyeyes.backbones.distillation_targets import Targets, first_centre
+from manyeyes.backbones.distillation_views import Augmentation, Views
+from manyeyes.backbones.pdn import CENTRE
+from manyeyes.errors import ConfigError, DataError, RunError
+from manyeyes.progress import Silent
+
+CPU = torch.device("cpu")
+GENTLE = Augmentation(zoom=0.5, turn=True, colour=0.3, grey=0.3)
+
+
+def drawn(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("size", ["small", "medium"])
+def test_folded_norms_are_the_same_function(size: Any) -> None:
+    torch.manual_seed(0)
+    network = with_norms(size, 7)
+    images = torch.rand(2, 3, 45, 41)
+    for layer in network:
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.uniform_(layer.weight, 0.5, 2)
+            nn.init.uniform_(layer.bias, -1, 1)
+    for _ in range(3):  # gives the norms running statistics
+        network(images)
+    with torch.no_grad():
+        expected = network.eval()(images)
+        plain = folded(network, size, 7)
+        torch.testing.assert_close(plain(images), expected, rtol=1e-4, atol=1e-5)
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in plain)
+
+
+@pytest.mark.parametrize("ridge", [1e-6, 0.03, 2.0])
+def test_least_squares_is_ridge_regression_on_centred_data(ridge: float) -> None:
+    rows, wanted = torch.rand(50, 6, generator=drawn(1)) + 3, torch.rand(50, 2, generator=drawn(2))
+    system = LeastSquares(6, 2)
+    for start in range(0, 50, 17):
+        system.see(rows[start : start + 17], wanted[start : start + 17])
+    weight, bias = system.solve(ridge)
+    x, y = rows.double().numpy(), wanted.double().numpy()
+    centred, middle = x - x.mean(0), y - y.mean(0)
+    strength = np.sqrt(ridge * np.trace(centred.T @ centred) / 6)
+    expected = np.linalg.lstsq(
+        np.vstack([centred, strength * np.eye(6)]), np.vstack([middle, np.zeros((6, 2))]), rcond=None
+    )[0]
+    np.testing.assert_allclose(weight.T, expected, rtol=2e-3, atol=1e-5)
+    np.testing.assert_allclose(bias, y.mean(0) - x.mean(0) @ expected, rtol=2e-3, atol=1e-4)
+
+
+def tiny(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Conv2d(5, 4, 2))
+
+
+def batches(network: nn.Module, noise: float, count: int = 8) -> list[tuple[Tensor, Tensor]]:
+    """Pictures with what another network says of them."""
+    found = []
+    for seed in range(count):
+        image = torch.randn(1, 3, 12, 12, generator=drawn(seed))
+        with torch.no_grad():
+            said = network(image)
+        found.append((image, said + noise * torch.randn(said.shape, generator=drawn(100 + seed))))
+    return found
+
+
+def error(network: nn.Module, pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
+    with torch.no_grad():
+        return sum(float((network(image) - wanted).square().sum()) for image, wanted in pairs)
+
+
+def test_a_last_layer_that_was_lost_is_found_again() -> None:
+    whole, blank = tiny(), tiny()
+    nn.init.zeros_(blank[-1].weight)  # type: ignore[arg-type]
+    refit_last(blank, batches(whole, 0.0), ridge=1e-9, share=1.0, seed=0)
+    torch.testing.assert_close(blank[-1].weight, whole[-1].weight, rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(blank[-1].bias, whole[-1].bias, rtol=1e-2, atol=1e-3)
+
+
+def test_improving_takes_away_what_is_wrong() -> None:
+    whole, spoilt = tiny(), tiny()
+    with torch.no_grad():
+        spoilt[-1].weight.add_(0.3)  # type: ignore[union-attr, operator]
+    pairs = batches(whole, 0.0)
+    before = error(spoilt, pairs)
+    gone = improve_last(spoilt, pairs, share=1.0, seed=0)
+    assert gone > 0.9
+    assert error(spoilt, pairs) < 0.1 * before
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("noise", [0.0, 3.0])
+def test_improving_never_makes_the_judges_pictures_worse(noise: float, seed: int) -> None:
+    network, pairs = tiny(seed), batches(tiny(seed), noise, count=5)
+    judges = pairs[::4]
+    before = error(network, judges)
+    gone = improve_last(network, pairs, share=1.0, seed=seed)
+    assert 0 <= gone < 1
+    assert error(network, judges) <= before * (1 - gone) + 1e-3
+
+
+def test_nothing_is_improved_on_one_picture() -> None:
+    network = tiny()
+    before = network[-1].weight.clone()  # type: ignore[union-attr, operator]
+    assert improve_last(network, batches(tiny(3), 0.0, count=1), share=1.0, seed=0) == 0
+    assert torch.equal(network[-1].weight, before)
+
+
+class Block(Trunk):
+    """Means over squares of 8 px: position 0 looks at 4 px, and a channel that grows along an axis says where it is."""
+
+    key = weights_source = weights_digest = "block"
+
+    def __init__(self, side: int, channels: int = 384) -> None:
+        super().__init__()
+        self.input_size, self.channels = (side, side), channels
+        self.register_parameter("unused", nn.Parameter(torch.zeros(1)))
+
+    def stage(self, name: str) -> Stage:
+        return Stage(name, self.channels, 8, (self.input_size[0] // 8, self.input_size[1] // 8))
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, stages: Sequence[str]) -> dict[str, Tensor]:
+        value = F.avg_pool2d(images, 8).repeat(1, self.channels // 3, 1, 1)
+        return dict.fromkeys(stages, value)
+
+
+def test_where_a_stage_looks_is_measured() -> None:
+    trunk = Block(96)
+    for centre in first_centre(trunk, trunk.stage("any")):
+        assert centre == pytest.approx(4, abs=0.3)
+
+
+def test_targets_are_read_where_the_network_looks() -> None:
+    trunk, scale = Block(192), 2
+    targets = Targets(trunk, [2], (96, 96))
+    ramp = (torch.arange(192) + 0.5) / 192
+    image = torch.stack([ramp[:, None].expand(192, 192), ramp[None].expand(192, 192), torch.zeros(192, 192)])[None]
+    found = targets(image)[0]
+    assert tuple(found.shape) == (384, 16, 16)
+    inner = slice(3, 13)  # where the mean of 3 x 3 does not see beyond the border
+    places = scale * (CENTRE + 4 * torch.arange(16)[inner]) / 192
+    torch.testing.assert_close(found[0, inner, 8], places, atol=4e-3, rtol=0)
+    torch.testing.assert_close(found[1, 8, inner], places, atol=4e-3, rtol=0)
+
+
+def test_more_channels_are_averaged_and_fewer_are_refused() -> None:
+    assert Targets(Block(96), [2, 3], (64, 64))(torch.rand(1, 3, 96, 96)).shape[1] == 384
+    with pytest.raises(ConfigError, match="at least 384 channels to learn from, got 192; add a stage"):
+        Targets(Block(96, 192), [2], (64, 64))
+
+
+def picture(number: int) -> Tensor:
+    return torch.rand(3, 70, 90, generator=drawn(number))
+
+
+def views(seed: int = 0, kept: int = 3) -> Views:
+    return Views(picture, (0, 1, 2, 3, 4), Targets(Block(96), [2], (48, 48)), GENTLE, (48, 48), kept, seed)
+
+
+def same(one: Sequence[tuple[Tensor, Tensor]], other: Sequence[tuple[Tensor, Tensor]]) -> bool:
+    return all(torch.equal(a, b) for first, second in zip(one, other, strict=True) for a, b in zip(first, second))  # noqa: B905
+
+
+def test_a_view_depends_on_its_number_and_the_seed_alone() -> None:
+    one, other = views(), views()
+    other.view(3)
+    assert same([one.view(7)], [other.view(7)])
+    assert not same([one.view(7)], [one.view(8)])
+    assert not same([one.view(7)], [views(seed=1).view(7)])
+    image, target = one.view(7)
+    assert (tuple(image.shape), tuple(target.shape)) == ((3, 48, 48), (384, 4, 4))
+    assert 0 <= float(image.min()) < float(image.max()) <= 1
+
+
+def test_views_that_jump_ahead_hold_the_same_window() -> None:
+    walked, jumped = views(), views()
+    for count in (2, 5, 6, 9):
+        walked.advance_to(count)
+    jumped.advance_to(9)
+    assert len(walked.latest) == 3
+    assert same(list(walked.latest), list(jumped.latest))
+
+
+def test_every_picture_is_seen_once_a_round() -> None:
+    read: list[int] = []
+
+    def noted(number: int) -> Tensor:
+        read.append(number)
+        return picture(number)
+
+    some = Views(noted, (4, 7, 9), Targets(Block(96), [2], (48, 48)), GENTLE, (48, 48), 2, 0)
+    for number in range(6):
+        some.view(number)
+    assert sorted(read[:3]) == sorted(read[3:]) == [4, 7, 9]
+
+
+@pytest.mark.parametrize("size", [(48, 48), (48, 64)])
+@pytest.mark.parametrize("shape", [(8, 100), (100, 8), (300, 301)])
+def test_augmented_views_have_the_size_and_stay_in_range(size: tuple[int, int], shape: tuple[int, int]) -> None:
+    for seed in range(8):
+        view = GENTLE(torch.rand(3, *shape, generator=drawn(seed)), size, drawn(seed))
+        assert tuple(view.shape) == (1, 3, *size)
+        assert 0 <= float(view.min()) <= float(view.max()) <= 1
+
+
+def test_no_augmentation_only_resizes() -> None:
+    plain = Augmentation(zoom=1.0, turn=False, colour=0.0, grey=0.0)
+    expected = F.interpolate(picture(0)[None], (48, 48), mode="bilinear", antialias=True)
+    torch.testing.assert_close(plain(picture(0), (48, 48), drawn(0)), expected.clamp(0, 1), atol=1e-5, rtol=1e-5)
+
+
+def test_the_rate_rises_and_falls() -> None:
+    rates = [one_cycle(step, 100, 1.0) for step in range(100)]
+    assert rates[0] == pytest.approx(0.04)
+    assert max(rates) == pytest.approx(1, abs=1e-3)
+    assert rates.index(max(rates)) == 15
+    assert rates[15:] == sorted(rates[15:], reverse=True)
+    assert rates[-1] < 1e-3
+
+
+def small(**fields: Any) -> DistillationConfig:
+    trunk = TimmTrunkConfig(architecture="resnet10t", weights="random", size=96)
+    values = {"image_size": 48, "steps": 4, "crop": 40, "batch": 2, "reuse": 2, "views": 3, "refit": 4, "held_out": 0.3}
+    return DistillationConfig(**({"trunk": trunk, "size": "medium"} | values | fields))
+
+
+def run(config: DistillationConfig, checkpoint: Path, progress: Any = None, count: int = 5) -> Distilled:
+    return distil(config, picture, count, "five", checkpoint, CPU, progress or Silent())
+
+
+class Stopped(Exception):
+    pass
+
+
+class Interrupting(Silent):
+    def step(self, what: str) -> Callable[[int, int], None]:
+        def advance(done: int, total: int) -> None:
+            if what == "distilling" and done == 3:
+                raise Stopped
+
+        return advance
+
+
+def test_an_interrupted_distillation_ends_with_the_same_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distillation, "CHECKPOINT_SECONDS", -1.0)
+    config = small(size="small", refit=0)
+    whole = run(config, tmp_path / "whole")
+    with pytest.raises(Stopped):
+        run(config, tmp_path / "part", Interrupting())
+    resumed = run(config, tmp_path / "part")
+    expected, found = whole.network.state_dict(), resumed.network.state_dict()
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+    assert resumed.overall == whole.overall
+    assert torch.equal(resumed.explained, whole.explained)
+    with pytest.raises(RunError, match="belongs to another training"):
+        run(small(size="small", refit=1), tmp_path / "part")
+
+
+def test_the_held_out_figure_is_scikit_learns_r2(tmp_path: Path) -> None:
+    work = Distillation(small(), picture, 6, "six", tmp_path / "checkpoint", CPU, Silent())
+    assert len(work.held) == 2
+    assert not set(work.held) & set(work.views.chosen)
+    told, wanted = [], []
+    for number in work.held:
+        large = F.interpolate(picture(number)[None], (96, 96), mode="bilinear", antialias=True).clamp(0, 1)
+        image, target = work._ready(*(value[None] for value in work.views.pair(large)))
+        with torch.no_grad():
+            told.append(work.network.eval()(image)[0].flatten(1).T)
+        wanted.append(target[0].flatten(1).T)
+    expected = r2_score(torch.cat(wanted).double(), torch.cat(told).double(), multioutput="raw_values")
+    assert (expected == 0).any(), "random trunks have channels that are always zero"
+    explained, overall = work.explained(work.network.eval())
+    np.testing.assert_allclose(explained, expected, rtol=1e-4, atol=1e-4)
+    values, errors = torch.cat(wanted).double(), torch.cat(told).double() - torch.cat(wanted).double()
+    spread = (values - values.mean(0)).square().sum()
+    assert overall == pytest.approx(float(1 - errors.square().sum() / spread), rel=1e-4)
+
+
+def test_too_few_pictures_and_too_large_crops_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="at least 2 pictures to learn from and to measure on, got 1"):
+        run(small(), tmp_path / "checkpoint", count=1)
+    with pytest.raises(ConfigError, match=r"crop: expected at most the image size \(48, 48\), got 49"):
+        run(small(crop=49), tmp_path / "checkpoint")
+
+
+def test_a_loss_that_is_not_finite_names_its_step(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"not finite at step \d; lower learning_rate"):
+        run(small(learning_rate=1e30, norms=False, weight_decay=0.0), tmp_path / "checkpoint")

@@ -1,0 +1,277 @@
+"""EfficientAD's training: what it learns, that a kill changes nothing, and every bad input in words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from manyeyes.backbones import EfficientAdTrunkConfig, PdnTrunkConfig, student_training
+from manyeyes.backbones.efficientad_trunk import EfficientAdTrunk
+from manyeyes.backbones.student_schedule import Schedule, TrainingConfig
+from manyeyes.backbones.student_training import StudentTraining
+from manyeyes.errors import DataError, RunError, WeightsError
+from manyeyes.progress import Silent
+
+SIZE = (64, 48)
+QUICK = Schedule(steps=4, crop=40, learning_rate=1e-3)
+IDENTITY = "0123456789abcdef"
+
+
+def good(count: int = 4, seed: int = 0) -> Tensor:
+    """Smooth pictures. Shapes: (n, 3, 64, 48)."""
+    coarse = torch.rand(count, 3, 4, 3, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.interpolate(coarse, SIZE, mode="bilinear").clamp(0, 1)
+
+
+def natural(count: int = 3) -> Tensor:
+    return torch.rand(count, 3, *SIZE, generator=torch.Generator().manual_seed(8))
+
+
+def declared(schedule: Schedule = QUICK, size: Any = "small", **training: Any) -> EfficientAdTrunkConfig:
+    teacher = PdnTrunkConfig(weights="random", size=size, image_size=SIZE)
+    return EfficientAdTrunkConfig(teacher=teacher, training=TrainingConfig(schedule=schedule, **training))
+
+
+def fit(
+    config: EfficientAdTrunkConfig,
+    pictures: Iterable[Tensor] | None = None,
+    seed: int = 0,
+    checkpoint: Path | None = None,
+    progress: Any = None,
+) -> EfficientAdTrunk:
+    given = [good()] if pictures is None else pictures
+    return config.build().fit(given, IDENTITY, seed, lambda folder: [natural()], checkpoint, progress or Silent())
+
+
+def same(one: EfficientAdTrunk, other: EfficientAdTrunk) -> bool:
+    mine, its = one.learned(), other.learned()
+    return mine.keys() == its.keys() and all(torch.equal(mine[key], its[key]) for key in mine)
+
+
+class Stopped(Exception):
+    pass
+
+
+class Interrupting(Silent):
+    """Stops a training after some steps; keeps what was said."""
+
+    def __init__(self, at: int | None = None) -> None:
+        self.at, self.said = at, list[str]()
+
+    def step(self, what: str) -> Callable[[int, int], None]:
+        def advance(done: int, total: int) -> None:
+            if done == self.at:
+                raise Stopped
+
+        return advance
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+def test_same_seed_same_student_another_seed_another() -> None:
+    first = fit(declared())
+    assert same(first, fit(declared()))
+    assert not same(first, fit(declared(), seed=1))
+
+
+def test_a_training_draws_nothing_from_the_callers_random_numbers() -> None:
+    torch.manual_seed(3)
+    state = torch.random.get_rng_state()
+    fit(declared())
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("size", "schedule"),
+    [
+        ("small", Schedule(steps=4, crop=None, learning_rate=1e-3)),
+        ("medium", Schedule(steps=4, crop=40, one_view=True, images=2, learning_rate=1e-3, start=1, statistics=2)),
+    ],
+    ids=["drawn", "from the teacher"],
+)
+def test_an_interrupted_training_ends_with_the_same_tensors(
+    size: str, schedule: Schedule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(student_training, "CHECKPOINT_SECONDS", -1.0)
+    config = declared(schedule, size, penalty="natural")
+    expected = fit(config)
+    checkpoint = tmp_path / "student.checkpoint"
+    for at in (3, 4):  # killed twice, each time in the step after a checkpoint
+        with pytest.raises(Stopped):
+            fit(config, checkpoint=checkpoint, progress=Interrupting(at))
+        assert checkpoint.exists()
+    assert same(fit(config, checkpoint=checkpoint), expected)
+
+
+def test_checkpoints_of_other_pictures_and_broken_ones_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(student_training, "CHECKPOINT_SECONDS", -1.0)
+    checkpoint = tmp_path / "student.checkpoint"
+    fit(declared(), checkpoint=checkpoint)
+    with pytest.raises(RunError, match="belongs to another training"):
+        declared().build().fit([good()], "other", 0, lambda folder: [], checkpoint, Silent())
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(RunError, match="is no whole checkpoint"):
+        fit(declared(), checkpoint=checkpoint)
+
+
+def test_the_teacher_is_standardised_on_the_training_pictures() -> None:
+    trunk = fit(declared(Schedule(steps=1)))
+    value = trunk(torch.cat([good()]).mul(255).round().div(255), ["teacher"])["teacher"]
+    flat = value.double().transpose(0, 1).flatten(1)
+    torch.testing.assert_close(flat.mean(1), torch.zeros(384, dtype=torch.float64), atol=1e-3, rtol=0)
+    torch.testing.assert_close(flat.std(1), torch.ones(384, dtype=torch.float64), atol=1e-2, rtol=0)
+
+
+def test_maps_are_squared_disagreements() -> None:
+    trunk = fit(declared())
+    names = ["local", "global", "teacher", "student", "student_teacher", "student_autoencoder", "autoencoder"]
+    found = trunk(good(2, seed=1), [*names, "student_teacher_pooled", "teacher_pooled"])
+    first, last = found["student"][:, :384], found["student"][:, 384:]
+    assert torch.equal(first, found["student_teacher"])
+    assert torch.equal(last, found["student_autoencoder"])
+    for name, one, other in (("local", found["teacher"], first), ("global", found["autoencoder"], last)):
+        torch.testing.assert_close(found[name], (one - other).square().mean(1, keepdim=True))
+    for name, value in (("student_teacher_pooled", first), ("teacher_pooled", found["teacher"])):
+        torch.testing.assert_close(found[name], value.mean((2, 3), keepdim=True))
+
+
+def test_the_student_learns_what_the_teacher_says_of_good_pictures() -> None:
+    before = fit(declared(Schedule(steps=1, crop=40, learning_rate=1e-9)))
+    after = fit(declared(Schedule(steps=15, one_view=True, learning_rate=5e-4), hard=0.0))
+    assert after(good(), ["local"])["local"].mean() < 0.7 * before(good(), ["local"])["local"].mean()
+
+
+def test_every_part_learns() -> None:
+    before, after = (fit(declared(Schedule(steps=steps, crop=40))).learned() for steps in (1, 2))
+    for name in ("student.0.weight", "student.8.bias", "autoencoder.0.weight", "autoencoder.38.bias"):
+        assert not torch.equal(before[name], after[name]), name
+
+
+def test_a_student_that_starts_as_the_teacher_agrees_where_it_has_looked() -> None:
+    schedule = Schedule(steps=1, learning_rate=1e-9, start=4, ridge=1e-4)
+    trunk = fit(declared(schedule))
+    known, unknown = (float(trunk(images, ["local"])["local"].mean()) for images in (good(), natural()))
+    assert known < 0.03
+    assert unknown > 20 * known
+
+
+def test_the_penalty_keeps_the_student_quiet_on_other_pictures() -> None:
+    schedule = Schedule(steps=8, crop=40, learning_rate=1e-3, start=1)
+    strength = []
+    for penalty in (None, "natural"):
+        trunk = fit(declared(schedule, "medium", penalty=penalty))
+        strength.append(float(trunk(natural(), ["student_teacher"])["student_teacher"].square().mean()))
+    assert strength[1] < 0.7 * strength[0]
+
+
+def test_what_is_missing_and_how_long_it_takes_is_said() -> None:
+    progress = Interrupting()
+    fit(declared(Schedule(steps=8, crop=40)), progress=progress)
+    assert progress.said[0].startswith("EfficientAD trains without penalty pictures")
+    assert progress.said[1] == (
+        "EfficientAD on cpu: 8 steps to go of a schedule shorter than the paper's 70,000, about 1 min"
+    )
+    progress = Interrupting()
+    fit(declared(penalty="natural"), progress=progress)
+    assert not any("without penalty" in line for line in progress.said)
+
+
+def test_only_the_hard_features_of_the_student_teach_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    quantiles = []
+
+    def spied(difference: Tensor, quantile: float) -> Tensor:
+        quantiles.append((difference.shape[1], quantile))
+        return difference.square().mean()
+
+    monkeypatch.setattr(student_training, "hard_feature_loss", spied)
+    fit(declared(Schedule(steps=2, crop=40), hard=0.9))
+    assert quantiles == [(384, 0.9)] * 2
+
+
+def test_the_teachers_words_are_never_rounded() -> None:
+    training = StudentTraining(TrainingConfig(schedule=QUICK), declared().teacher.build(), (16, 12), 0)
+    pixels = training._cut(good(1), (0, 0, 3, 3))
+    target, told = training._both(good(1), (0, 0, 3, 3))
+    assert target.dtype == told.dtype == torch.float32
+    with torch.no_grad():
+        torch.testing.assert_close(target, training.teacher.network(pixels), rtol=1e-5, atol=1e-6)
+
+
+def test_a_crop_and_its_window_show_the_same_place() -> None:
+    """What a window of the whole map says is what the network says of the pixels that are cut for it."""
+    training = StudentTraining(TrainingConfig(schedule=QUICK), declared().teacher.build(), (16, 12), 0)
+    whole = training.teacher(good(1), ["teacher"])["teacher"]
+    for y, x, h, w in ((0, 0, 3, 2), (5, 4, 3, 3), (13, 9, 3, 3), (0, 0, 16, 12)):
+        part = training.teacher.describe(training._cut(good(1), (y, x, h, w)))
+        torch.testing.assert_close(part, whole[:, :, y : y + h, x : x + w], rtol=1e-4, atol=1e-5)
+
+
+def test_windows_reach_every_corner() -> None:
+    training = StudentTraining(TrainingConfig(schedule=QUICK), declared().teacher.build(), (16, 12), 0)
+    generator = torch.Generator().manual_seed(0)
+    windows = {training._window(generator) for _ in range(3000)}
+    assert {(y, x) for y, x, _, _ in windows} == {(y, x) for y in range(15) for x in range(11)}
+    assert {(h, w) for _, _, h, w in windows} == {(2, 2)}  # a crop of 40 px
+
+
+def test_one_picture_is_enough_to_learn_from() -> None:
+    trunk = fit(declared(), [good(1)])
+    assert trunk(good(1), ["local"])["local"].isfinite().all()
+
+
+def test_no_picture_and_no_penalty_picture_are_refused() -> None:
+    with pytest.raises(DataError, match="EfficientAD: there is no picture to train on"):
+        fit(declared(), [])
+    with pytest.raises(DataError, match="nothing_there: there is no penalty picture"):
+        declared(penalty="nothing_there").build().fit([good()], IDENTITY, 0, lambda folder: [], None, Silent())
+
+
+def test_a_loss_that_is_not_finite_names_its_step() -> None:
+    with pytest.raises(DataError, match=r"not finite at step \d+; lower training.schedule.learning_rate"):
+        fit(declared(Schedule(steps=30, crop=40, learning_rate=1e15)))
+
+
+def test_a_ridge_below_rounding_is_refused_in_words() -> None:
+    with pytest.raises(DataError, match="a ridge of 1e-12 is lost in the rounding"):
+        fit(declared(Schedule(steps=1, start=1, ridge=1e-12)))
+
+
+def test_pictures_without_any_contrast_train_or_are_refused_in_words() -> None:
+    flat = torch.full((3, 3, *SIZE), 0.5)
+    assert fit(declared(), [flat])(flat, ["local"])["local"].isfinite().all()
+    with pytest.raises(DataError, match="pictures that all look the same"):
+        fit(declared(Schedule(steps=2, start=2)), [flat])
+
+
+def test_what_was_learned_fits_its_own_config_alone() -> None:
+    learned = fit(declared()).learned()
+    assert declared().build().restore(learned, IDENTITY).is_fitted
+    with pytest.raises(WeightsError, match="trained student: holds another network"):
+        declared(size="medium").build().restore(learned, IDENTITY)
+    del learned["scale.std"]
+    with pytest.raises(WeightsError, match=r"trained scale: .*'std' is missing"):
+        declared().build().restore(learned, IDENTITY)
+
+
+def test_the_identity_names_all_that_a_training_depends_on() -> None:
+    trunk = declared().build()
+    names = {
+        trunk.identity(0, "a"),
+        trunk.identity(1, "a"),
+        trunk.identity(0, "b"),
+        declared(Schedule(steps=6)).build().identity(0, "a"),
+        declared(hard=0.9).build().identity(0, "a"),
+        declared(penalty="x").build().identity(0, "a"),
+        declared(size="medium").build().identity(0, "a"),
+    }
+    assert len(names) == 7
+    assert trunk.identity(0, "a") == declared().build().identity(0, "a")
+    assert declared(penalty="x").build().reads == ("x",)
