@@ -152,7 +152,7 @@ _ALL = (
     ),
     Preset(
         "uflow",
-        lambda: plain_sum("uflow", (uflow_member(),)).model_copy(update={"mask": AContrarioConfig()}),
+        lambda: plain_sum("uflow", (uflow_member(),)).model_copy(update={"mask": AContrarioConfig(windows=(1,))}),
         "U-Flow on ResNet-18 with its a-contrario mask; trains a flow for minutes",
     ),
     Preset(

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from manyeyes.backbones import Eyes
 from manyeyes.data import Frame, ImageBatches, ImageSet, Sample, image_size
@@ -67,6 +66,7 @@ def measure(
     parts: dict[str, dict[str, list[float]]] = {"members": {}, "branches": {}, "heads": {}}
     pictures: list[dict[str, Any]] = []
     thumbnails: list[NDArray[np.float16]] = []
+    marks: list[float] = []
     threshold = float(ensemble.score_threshold_)
     has_pixels = ensemble.picturable and any(sample.regions for sample in test)
     for prediction, samples in judged:
@@ -80,7 +80,9 @@ def measure(
         thumbnails.append(to_grid(maps[:, None], THUMBNAIL)[:, 0].half().numpy())
         for index, sample in enumerate(samples):
             if has_pixels:
-                _measure_map(pixel, maps[index], sample, frame)
+                _measure_map(pixel, ensemble, prediction, index, sample, frame)
+            if not sample.label:
+                marks.append(float(prediction.mask[index].float().mean()))
             pictures.append(
                 {
                     "path": str(sample.path),
@@ -115,17 +117,36 @@ def measure(
         "guaranteed": float(ensemble.guaranteed_rate_),
         "observed": sum(picture["alarm"] for picture in good) / len(good) if good else None,
     }
+    figures["mask"] = {
+        "good_images": sum(share > 0 for share in marks) / len(marks) if good else None,
+        "good_pixels": sum(marks) / len(marks) if good else None,
+    }
     if not good:
-        figures["undefined"]["false_alarm_rate.observed"] = "there is no good image"
+        for name in ("false_alarm_rate.observed", "mask.good_images", "mask.good_pixels"):
+            figures["undefined"][name] = "there is no good image"
     figures["notes"] = [*ensemble.notes, *figures["notes"]]
     return Evaluation(figures, pictures, np.concatenate(thumbnails), pro_curve)
 
 
-def _measure_map(pixel: PixelStatistics, canvas_map: Tensor, sample: Sample, frame: Frame) -> None:
+def _measure_map(
+    pixel: PixelStatistics, ensemble: Ensemble, prediction: Prediction, index: int, sample: Sample, frame: Frame
+) -> None:
     regions = regions_of(sample)
-    size = regions[0][0].shape if regions else image_size(sample.path)
-    scores = frame.to_image(canvas_map, (int(size[0]), int(size[1])))
-    pixel.update(scores, regions, name=sample.path.name, defect=sample.defect, group=sample.group)
+    h, w = regions[0][0].shape if regions else image_size(sample.path)
+    scores = frame.to_image(prediction.map[index].float().cpu(), (int(h), int(w)))
+    marks = marked(ensemble, frame, prediction, index, scores)
+    pixel.update(scores, regions, name=sample.path.name, defect=sample.defect, group=sample.group, marks=marks)
+
+
+def marked(
+    ensemble: Ensemble, frame: Frame, prediction: Prediction, index: int, anomaly_map: NDArray[np.float32]
+) -> NDArray[np.bool_]:
+    """The mask of one picture of a batch, at the size of its ``anomaly_map``. Shapes: (h, w) -> (h, w)."""
+    if not ensemble.picturable:
+        return np.zeros(anomaly_map.shape, dtype=bool)
+    if ensemble.config.mask.kind == "conformal":  # the threshold is finer than the mask on the canvas
+        return anomaly_map >= float(ensemble.map_threshold_)
+    return frame.to_image(prediction.mask[index].float(), (anomaly_map.shape[0], anomaly_map.shape[1])) >= 0.5
 
 
 def _parts(

@@ -9,13 +9,12 @@ from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from manyeyes.data import Frame, ImageBatches, Sample, paths_to_samples, read_image
 from manyeyes.device import Precision, resolve_device
 from manyeyes.ensemble import Ensemble, Prediction, load_run
 from manyeyes.errors import RunError
-from manyeyes.experiments.evaluation import Stopwatch, predict_batches
+from manyeyes.experiments.evaluation import Stopwatch, marked, predict_batches
 from manyeyes.experiments.pictures import boxes, heatmap, outlined, shade
 from manyeyes.files import make_folder, writing
 from manyeyes.progress import Progress, Silent
@@ -77,7 +76,7 @@ def _write(
 ) -> dict[str, Any]:
     threshold = float(ensemble.map_threshold_)
     anomaly_map = frame.to_image(prediction.map[index], size)
-    mask = _mask(ensemble, frame, prediction, index, anomaly_map)
+    mask = marked(ensemble, frame, prediction, index, anomaly_map)
     image = read_image(sample.path, frame.bits)
     drawn = image
     if ensemble.picturable:  # else the map is all zero, which would be shaded as if it stood at the threshold
@@ -96,17 +95,6 @@ def _write(
         "boxes": boxes(mask, anomaly_map),
         **{kind: str(path) for kind, path in files.items()},
     }
-
-
-def _mask(
-    ensemble: Ensemble, frame: Frame, prediction: Prediction, index: int, anomaly_map: NDArray[np.float32]
-) -> NDArray[np.bool_]:
-    """What is marked, at the picture's size."""
-    if not ensemble.picturable:
-        return np.zeros(anomaly_map.shape, dtype=bool)
-    if ensemble.config.mask.kind == "conformal":  # the threshold is finer than the mask on the canvas
-        return anomaly_map >= float(ensemble.map_threshold_)
-    return frame.to_image(prediction.mask[index].float(), (anomaly_map.shape[0], anomaly_map.shape[1])) >= 0.5
 
 
 ENDINGS = {"heatmap": "png", "mask": "png", "map": "npy"}

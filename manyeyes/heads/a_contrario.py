@@ -2,19 +2,21 @@
 
 Source: Desolneux, Moisan, Morel 2000 (number of false alarms); U-Flow (Tailanian, Pardo, Muse, arXiv 2211.12353,
 section 3.4; facts from the paper only). Around every position a window counts the values above a quantile that normal
-values exceed with probability 0.1. Were they independent, the count would be binomial; the probability of so many,
-times the number of windows looked at, is the number of false alarms (NFA): windows with NFA < e are met at most e times
+values exceed with a known chance. Were they independent, the count would be binomial; the probability of so many,
+times the number of counts looked at, is the number of false alarms (NFA): windows with NFA < e are met at most e times
 per normal picture on average, and no defect is needed to choose the threshold.
-We differ: the quantile is that of every channel on held-out normal pictures instead of the chi-squared law's, which
-trained flows do not keep on new pictures; and neighbouring values are not independent, so a count stands for fewer
-trials: its variance on held-out normals over the binomial one says how many fewer. Both are no-ops on independent
-standard normal values (tests/heads/test_a_contrario.py).
+We differ (docs/uflow.md):
+- the quantiles are those of every channel on held-out normals, not the chi-squared law's, which flows do not keep;
+- neighbouring values depend on each other, so a count stands for fewer trials: how many fewer is read off the variance
+  and the tail of the counts on held-out normals. On independent standard normal values both change nothing;
+- a second, rarer quantile is counted besides 0.9: a single smooth map can never be improbable at 0.9 alone;
+- a mark ends where its significance falls below a share of its peak: windows that only touch a defect count too.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Annotated, Literal, Self, cast
 
@@ -23,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from pydantic import AfterValidator, Field
+from scipy import ndimage
 from torch import Tensor
 
 from manyeyes.config import Config
@@ -32,6 +35,8 @@ from manyeyes.maps import Grid, to_grid
 
 SAMPLE = 256
 """Positions per picture and map from which the quantiles are taken, evenly spread."""
+ENOUGH = 20
+"""Windows of normal pictures that must reach a count before their share is taken for its probability."""
 TINY = 1e-300
 """Probabilities end here, where double precision does."""
 
@@ -46,14 +51,22 @@ class AContrarioConfig(Config):
     """A mask without a threshold to tune: what has fewer false alarms per picture than ``false_alarms``."""
 
     kind: Literal["a_contrario"] = "a_contrario"
-    chance: float = Field(0.1, gt=0, lt=1, description="share of normal values that count as rare")
+    chances: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (0.1, 0.001), min_length=1, description="shares of normal values that count as rare, each counted by itself"
+    )
     windows: tuple[Annotated[int, AfterValidator(_odd)], ...] = Field(
-        (1, 3, 5), min_length=1, description="sides of the windows, in positions of each map"
+        (1, 3), min_length=1, description="sides of the windows, in positions of each map; a single map needs 3 or more"
     )
     false_alarms: float = Field(
         1.0,
         gt=0,
         description="windows of a normal picture that may be marked, on average; the paper's log NFA < 0 is 1",
+    )
+    edge: float = Field(
+        0.25,
+        ge=0,
+        lt=1,
+        description="a mark ends where its significance falls below this share of its peak; 0: nowhere",
     )
 
     def build(self) -> AContrario:
@@ -85,43 +98,70 @@ class AContrario(Fitted):
         if not samples:
             raise DataError("a-contrario mask: expected at least one normal picture, got none")
         columns = [torch.cat(parts) for parts in zip(*samples, strict=True)]
-        self.quantiles_ = torch.cat([_quantile(values, 1 - self.config.chance) for values in columns])
-        totals, pictures = torch.zeros(len(columns), len(self.config.windows), dtype=torch.float64), 0
+        self.quantiles_ = torch.stack(
+            [torch.cat([_quantile(values, 1 - chance) for values in columns]) for chance in self.config.chances]
+        )
+        histograms: dict[tuple[int, ...], Tensor] = {}
         for batch in maps:
-            for row, (value, counts) in enumerate(zip(batch, self._counts(batch), strict=True)):
-                for column, (side, count) in enumerate(zip(self.config.windows, counts, strict=True)):
-                    totals[row, column] += dispersion(count, side, value.shape[1], self.config.chance) * len(value)
-            pictures += len(batch[0])
-        # Fewer trials than values, never more.
-        self.dispersion_ = (totals / pictures).clamp(min=1).to(self.quantiles_.device)
+            for place, side, channels, counts in self._counts(batch):
+                found = histogram(counts, side, channels)
+                histograms[place] = histograms.get(place, torch.zeros_like(found)) + found
+        spreads = [dispersion(found.cpu(), self.config.chances[level]) for (level, *_), found in histograms.items()]
+        shape = (len(self.config.chances), len(columns), len(self.config.windows))
+        self.dispersion_ = torch.tensor(spreads, dtype=torch.float64, device=self.quantiles_.device).reshape(shape)
         return self
 
     @torch.no_grad()
     def forward(self, maps: Sequence[Tensor], grid: Grid) -> Tensor:
         """The smallest log10 NFA of the windows around a pixel, over all maps. Below 0 is one false alarm a picture."""
         self.require_fit()
-        tests = len(self.config.windows) * sum(value.shape[2] * value.shape[3] for value in maps)
-        lowest = []
-        for value, counts, spreads in zip(maps, self._counts(maps), self.dispersion_.tolist(), strict=True):
-            tails = [
-                rarity(count, side, value.shape[1], self.config.chance, spread)
-                for side, count, spread in zip(self.config.windows, counts, spreads, strict=True)
-            ]
-            lowest.append(to_grid(torch.stack(tails).amin(dim=0)[:, None], grid)[:, 0])
-        return torch.stack(lowest).amin(dim=0) + math.log10(tests)
+        lowest: list[Tensor | None] = [None] * len(maps)
+        spreads = self.dispersion_.tolist()
+        for (level, row, column), side, channels, counts in self._counts(maps):
+            tails = rarity(counts, side, channels, self.config.chances[level], spreads[level][row][column])
+            known = lowest[row]
+            lowest[row] = tails if known is None else torch.minimum(known, tails)
+        drawn = [to_grid(tails[:, None], grid)[:, 0] for tails in lowest if tails is not None]
+        return torch.stack(drawn).amin(dim=0) + math.log10(self.tests(maps))
+
+    def tests(self, maps: Sequence[Tensor]) -> int:
+        """How many windows of a picture are looked at, once per chance and side."""
+        positions = sum(value.shape[2] * value.shape[3] for value in maps)
+        return len(self.config.chances) * len(self.config.windows) * positions
 
     def mask(self, maps: Sequence[Tensor], grid: Grid) -> Tensor:
-        """Pixels with fewer false alarms than the config allows. Shapes: k x (b, c_i, h_i, w_i) -> (b, *grid) bool."""
-        return cast(Tensor, self(maps, grid)) < math.log10(self.config.false_alarms)
+        """Pixels with fewer false alarms than the config allows, without the skirts of their marks.
 
-    def _counts(self, maps: Sequence[Tensor]) -> list[list[Tensor]]:
-        """Rare values around every position, by map and window. Shapes: -> (b, h_i, w_i) each."""
-        quantiles = torch.split(self.quantiles_, [value.shape[1] for value in maps])
-        rare = [
-            (value > quantile[:, None, None]).sum(dim=1, keepdim=True).float()
-            for value, quantile in zip(maps, quantiles, strict=True)
-        ]
-        return [[window_counts(value, side) for side in self.config.windows] for value in rare]
+        Shapes: k x (b, c_i, h_i, w_i) -> (b, *grid) bool.
+        """
+        significance = math.log10(self.config.false_alarms) - cast(Tensor, self(maps, grid))
+        return trimmed(significance, self.config.edge)
+
+    def _counts(self, maps: Sequence[Tensor]) -> Iterator[tuple[tuple[int, int, int], int, int, Tensor]]:
+        """Rare values around every position: (chance, map, window) by their numbers, side, channels, (b, h_i, w_i)."""
+        for level, row_of_quantiles in enumerate(self.quantiles_):
+            quantiles = torch.split(row_of_quantiles, [value.shape[1] for value in maps])
+            for row, (value, quantile) in enumerate(zip(maps, quantiles, strict=True)):
+                rare = (value > quantile[:, None, None]).sum(dim=1, keepdim=True).float()
+                for column, side in enumerate(self.config.windows):
+                    yield (level, row, column), side, value.shape[1], window_counts(rare, side)
+
+
+def trimmed(significance: Tensor, edge: float) -> Tensor:
+    """Where it is above 0, without what lies below ``edge`` times the peak of its 8-connected component.
+
+    Shapes: (b, h, w) -> (b, h, w) bool.
+    """
+    mask = significance > 0
+    if not edge or not bool(mask.any()):
+        return mask
+    kept = np.zeros(mask.shape, dtype=bool)
+    for index, (values, marked) in enumerate(zip(significance.cpu().numpy(), mask.cpu().numpy(), strict=True)):
+        labels, count = ndimage.label(marked, structure=np.ones((3, 3)))
+        if count:
+            peaks = np.concatenate([[np.inf], ndimage.maximum(values, labels, np.arange(1, count + 1))])
+            kept[index] = values >= edge * peaks[labels]
+    return torch.from_numpy(kept).to(mask.device)
 
 
 def window_counts(values: Tensor, side: int) -> Tensor:
@@ -140,15 +180,43 @@ def rarity(counts: Tensor, side: int, channels: int, chance: float, spread: floa
     return tails
 
 
-def dispersion(counts: Tensor, side: int, channels: int, chance: float) -> float:
-    """Mean square of the counts about their expectation, over that of independent trials; where windows are whole.
-
-    Shapes: (b, h, w) -> a number, near 1 for independent values.
-    """
-    reach, trials = side // 2, side**2 * channels
+def histogram(counts: Tensor, side: int, channels: int) -> Tensor:
+    """How often each count is met in whole windows. Shapes: (b, h, w) -> (side^2 * channels + 1,) int64."""
+    reach = side // 2
     if min(counts.shape[1:]) > 2 * reach:
         counts = counts[:, reach : counts.shape[1] - reach, reach : counts.shape[2] - reach]
-    return float((counts.double() - trials * chance).square().mean()) / (trials * chance * (1 - chance))
+    return torch.bincount(counts.flatten().long(), minlength=side**2 * channels + 1)
+
+
+def dispersion(histogram: Tensor, chance: float) -> float:
+    """How many values stand for one independent trial, so that neither variance nor tail of the counts is too large.
+
+    Never below 1, and near 1 for independent values. The variance is the mean square about the expected count. The tail
+    is looked at where `ENOUGH` windows are left: if they are more than twice as many as its probability says, their
+    share becomes the probability.
+    Shapes: (trials + 1,) -> a number.
+    """
+    trials = len(histogram) - 1
+    weights, expected = histogram.double() / histogram.sum(), trials * chance
+    square = (torch.arange(trials + 1, dtype=torch.float64) - expected).square()
+    low = max(1.0, float(square @ weights) / (expected * (1 - chance)))
+    reached = histogram.flip(0).cumsum(0).flip(0)
+    count = int((reached >= min(ENOUGH, int(reached[0]))).nonzero().amax())
+    share = float(reached[count]) / float(reached[0])
+    if count <= expected or count == trials or 2 * tail(count, trials, chance, low) >= share:
+        return low
+    high = float(trials)
+    for _ in range(30):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if tail(count, trials, chance, middle) < share else (low, middle)
+    return low
+
+
+def tail(count: float, values: int, chance: float, spread: float) -> float:
+    """The probability of `log10_tails` for one count."""
+    from scipy.special import betainc
+
+    return float(betainc(count / spread, (values - count) / spread + 1, chance))
 
 
 @lru_cache(maxsize=256)
@@ -174,6 +242,7 @@ def _sample(values: Tensor) -> Tensor:
 
 
 def _quantile(rows: Tensor, level: float) -> Tensor:
-    """Of every column, the smallest value that at most a share of 1 - ``level`` exceed. Shapes: (n, c) -> (c,)."""
-    rank = min(len(rows), math.ceil(level * len(rows)))
+    """Of every column, the value that a new one exceeds with probability 1 - ``level`` at most, where n values can say
+    so. Shapes: (n, c) -> (c,)."""
+    rank = min(len(rows), math.ceil(level * (len(rows) + 1) - 1e-9))
     return rows.kthvalue(max(1, rank), dim=0).values

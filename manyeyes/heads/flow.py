@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, cast
 
+import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -109,8 +110,9 @@ def _stack(channels: int, spec: MapSpec, steps: int, width: float, clamp: float)
             nn.init.zeros_(cast(Tensor, last.bias))
             return nn.Sequential(first, nn.ReLU(), last)
 
+        state = np.random.get_state()  # noqa: NPY002 - FrEIA draws from it, and it is not ours to move
         stack.append(AllInOneBlock, subnet_constructor=subnet, affine_clamping=clamp)
-        # FrEIA draws from NumPy's global generator, which no seed of ours may touch.
+        np.random.set_state(state)  # noqa: NPY002
         block: Any = stack[step]
         permutation = torch.eye(channels)[torch.randperm(channels)][:, :, None, None]
         block.w_perm.data, block.w_perm_inv.data = permutation, permutation.transpose(0, 1).contiguous()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -35,7 +34,7 @@ class Schedule(Config):
 
     steps: int = Field(400, ge=1, description="optimiser steps; the schedule is fixed")
     batch: int = Field(4, ge=1, description="images per step, drawn anew for every step")
-    learning_rate: float = Field(2e-3, gt=0, description="peak rate of Adam; rises straight, falls as a cosine")
+    learning_rate: float = Field(1e-2, gt=0, description="peak rate of Adam; rises straight, falls as a cosine")
     weight_decay: float = Field(1e-5, ge=0)
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient of the loss per value")
     memory: float = Field(
@@ -74,73 +73,71 @@ def train(
     optimiser = torch.optim.Adam(learned, schedule.learning_rate, weight_decay=schedule.weight_decay)
     resumed = load_checkpoint(checkpoint, identity, {"flow": flow}, optimiser) if checkpoint else None
     start = resumed[0] if resumed else 0
+    if start == schedule.steps:
+        return
     good, good_step = copy.deepcopy(flow.state_dict()), start
-    draws = islice(batches(pyramids, schedule, seed), start, schedule.steps)
-    for step, (chunk, rows) in enumerate(draws, start=start):
-        loss = negative_log_likelihood(*flow([values[rows].float() for values in chunk])).mean()
-        optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        norm = torch.nn.utils.clip_grad_norm_(learned, schedule.clip)
-        if not bool(loss.isfinite() & norm.isfinite()):
+
+    def require_finite(step: int, *values: Tensor) -> None:
+        if not all(bool(value.isfinite()) for value in values):
             flow.load_state_dict(good)
             raise DataError(
                 f"u_flow: the loss or its gradient was not finite at step {step} of {schedule.steps}; the state of "
                 f"step {good_step} is kept; lower learning_rate (now {schedule.learning_rate:g}) and train again"
             )
+
+    def save(step: int) -> None:
+        if checkpoint:
+            save_checkpoint(checkpoint, step, identity, {"flow": flow}, optimiser)
+
+    for step, batch in zip(range(start, schedule.steps), batches(pyramids, schedule, seed, start), strict=False):
+        loss = negative_log_likelihood(*flow(batch)).mean()
+        optimiser.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        norm = torch.nn.utils.clip_grad_norm_(learned, schedule.clip)
+        require_finite(step, loss, norm)
         if step > start and step % BETWEEN == 0:  # here, where the state has just given a finite loss
             good, good_step = copy.deepcopy(flow.state_dict()), step
-            if checkpoint:
-                save_checkpoint(checkpoint, step, identity, {"flow": flow}, optimiser)
+            save(step)
         for group in optimiser.param_groups:
             group["lr"] = schedule.learning_rate * schedule.rate(step)
         optimiser.step()
         advance(step + 1, schedule.steps)
-    if checkpoint:
-        save_checkpoint(checkpoint, schedule.steps, identity, {"flow": flow}, optimiser)
+    with torch.no_grad():  # no later step would notice that the last one has spoilt the flow
+        require_finite(schedule.steps, negative_log_likelihood(*flow(batch)).mean())
+    save(schedule.steps)
 
 
-def batches(pyramids: Iterable[Pyramid], schedule: Schedule, seed: int) -> Iterator[tuple[Pyramid, Tensor]]:
-    """Chunks of images in memory, each with the rows of one batch; every image once per round, without end."""
-    whole: list[Pyramid] = []
-    visit = 0
+def batches(pyramids: Iterable[Pyramid], schedule: Schedule, seed: int, start: int = 0) -> Iterator[Pyramid]:
+    """Batches without end, from number ``start`` on; every image once per round. Shapes: k x (b, c_i, h_i, w_i)."""
+    everything: list[Pyramid] = []
+    number = visit = 0
     while True:
-        found = 0
-        for chunk in whole or chunks(pyramids, schedule.memory * 1e9):
-            found += 1
-            if found == 1:
-                first = chunk
-            order = torch.randperm(len(chunk[0]), generator=drawn_at(seed, visit))
+        for images, last in [(everything, True)] if everything else chunks(pyramids, schedule.memory * 1e9):
+            if last and visit == 0:
+                everything = images  # they are read no more
+            order = torch.randperm(len(images), generator=drawn_at(seed, visit)).tolist()
             visit += 1
-            rounds = max(1, len(order) // schedule.batch)  # the last, smaller batch waits for another round
-            for rows in torch.split(order, schedule.batch)[:rounds]:
-                yield chunk, rows.to(chunk[0].device)
-        if found == 1:
-            whole = [first]  # everything fits, so it is read no more
+            # The last, smaller batch of a round waits for another.
+            for begin in range(0, max(1, len(order) - schedule.batch + 1), schedule.batch):
+                if number >= start:
+                    rows = order[begin : begin + schedule.batch]
+                    yield tuple(torch.stack(maps).float() for maps in zip(*(images[row] for row in rows), strict=True))
+                number += 1
+            del images  # before the next are gathered
 
 
-def chunks(pyramids: Iterable[Pyramid], size: float) -> Iterator[Pyramid]:
-    """Consecutive images in half precision, as many as fit into ``size`` bytes. Shapes: k x (n, c_i, h_i, w_i).
+def chunks(pyramids: Iterable[Pyramid], size: float) -> Iterator[tuple[list[Pyramid], bool]]:
+    """Consecutive images in half precision, as many as fit into ``size`` bytes, and whether no more follow.
 
-    They do not depend on how the images fall into batches.
+    They do not depend on how the images fall into batches. Shapes: k x (c_i, h_i, w_i) per image.
     """
-    parts: list[Pyramid] = []
-    room = 0
+    images: list[Pyramid] = []
     for pyramid in pyramids:
-        part = tuple(values.half() for values in pyramid)
-        each = 2 * sum(values[0].numel() for values in part)
-        while len(part[0]):
-            if not parts:
-                room = max(1, int(size // each))
-            taken = tuple(values[:room] for values in part)
-            part = tuple(values[room:] for values in part)
-            parts.append(taken)
-            room -= len(taken[0])
-            if not room:
-                yield _joined(parts)
-                parts = []
-    if parts:
-        yield _joined(parts)
-
-
-def _joined(parts: list[Pyramid]) -> Pyramid:
-    return tuple(torch.cat(values) for values in zip(*parts, strict=True))
+        for row in range(len(pyramid[0])):
+            image = tuple(values[row].half() for values in pyramid)
+            if images and (len(images) + 1) * 2 * sum(values.numel() for values in image) > size:
+                yield images, False
+                images = []
+            images.append(image)
+    if images:
+        yield images, True

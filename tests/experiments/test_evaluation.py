@@ -17,7 +17,7 @@ from manyeyes.ensemble import Prediction, load_run, train_run
 from manyeyes.errors import DataError
 from manyeyes.experiments.evaluation import evaluate_run, measure, summary
 from manyeyes.fusion import ScoreLevelConfig
-from manyeyes.heads import GaussianConfig, MemoryBankConfig
+from manyeyes.heads import AContrarioConfig, GaussianConfig, MemoryBankConfig
 
 
 @pytest.fixture(scope="module")
@@ -129,8 +129,31 @@ def test_pixel_figures_equal_scikit_learns(figures: dict[str, Any], predicted: A
     assert figures["pixel"]["aupr"] == pytest.approx(average_precision_score(truth, scores))
     alarm = scores >= figures["map_threshold"]
     assert figures["pixel"]["iou"] == pytest.approx((alarm & truth).sum() / (alarm | truth).sum())
+    assert figures["pixel"]["iou_mask"] == figures["pixel"]["iou"], "the conformal mask is the map at its threshold"
     truth, scores = (np.concatenate(part) for part in zip(*pixels(("good", "hole")), strict=True))
     assert figures["by_defect"]["hole"]["pixel"]["auroc"] == pytest.approx(roc_auc_score(truth, scores))
+
+
+def test_the_iou_of_the_mask_is_that_of_what_is_marked(hard: ImageSet, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"members": (small_member("one"),), "heads": (MemoryBankConfig(ratio=0.05),)}
+    config = small_config(mask=AContrarioConfig(windows=(3, 5), false_alarms=20), **options)
+    ensemble = train_run(config, hard, tmp_path / "run", device="cpu", batch_size=4)
+    figures = evaluate_run(tmp_path / "run", hard, device="cpu", batch_size=4, repetitions=0)
+    frame, marks, truths, good = ensemble.config.frame, [], [], []
+    for batch in ImageBatches(hard.test, frame, 1):
+        mask, sample = ensemble.predict(batch.images).mask[0], batch.samples[0]
+        truth = ground_truth_mask(sample)
+        marks.append(frame.to_image(mask.float(), truth.shape).ravel() >= 0.5)
+        truths.append(truth.ravel())
+        if not sample.label:
+            good.append(float(mask.float().mean()))
+    marked, true = np.concatenate(marks), np.concatenate(truths)
+    assert 0 < figures["pixel"]["iou_mask"] < 1
+    assert figures["pixel"]["iou_mask"] == pytest.approx((marked & true).sum() / (marked | true).sum())
+    assert figures["pixel"]["iou_mask"] != figures["pixel"]["iou"]
+    assert figures["mask"]["good_pixels"] == pytest.approx(np.mean(good))
+    assert figures["mask"]["good_images"] == np.mean(np.array(good) > 0)
+    assert "iou_mask" in figures["by_defect"]["hole"]["pixel"]
 
 
 def test_batch_size_changes_nothing(figures: dict[str, Any], trained: Path, hard: ImageSet) -> None:
@@ -186,6 +209,7 @@ def test_a_set_without_good_test_pictures(trained: Path, tmp_path: Path) -> None
     figures = evaluate_run(trained, image_set, device="cpu", repetitions=0)
     assert figures["undefined"]["image.auroc"] == "there is no good image"
     assert figures["false_alarm_rate"]["observed"] is None
+    assert figures["mask"] == {"good_images": None, "good_pixels": None}
     assert set(nulls(figures)) <= reasons(figures)
     assert figures["image"]["recall"] == 1
 

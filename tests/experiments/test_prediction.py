@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from PIL import Image
 from manyeyes.data import Frame, ImageBatches, ImageSet, Sample
 from manyeyes.ensemble import load_run, train_run
 from manyeyes.errors import DataError, RunError
-from manyeyes.experiments.pictures import boxes, outlined
+from manyeyes.experiments.pictures import OUTLINE, boxes, outlined
 from manyeyes.experiments.prediction import _names, predict_paths
 from manyeyes.fusion import ScoreLevelConfig
-from manyeyes.heads import GaussianConfig, MemoryBankConfig
+from manyeyes.heads import AContrarioConfig, GaussianConfig, MemoryBankConfig
 
 RNG = np.random.default_rng(4)
 HOLE = picture(RNG, defective=True)[0]
@@ -82,6 +83,27 @@ def test_the_worst_box_lies_on_the_hole(trained: Path, parts: ImageSet, tmp_path
         (y, x), box = truth.mean(axis=0), item["boxes"][0]
         assert box["x"] <= x <= box["x"] + box["width"]
         assert box["y"] <= y <= box["y"] + box["height"]
+
+
+def test_the_a_contrario_mask_is_what_is_written_outlined_and_boxed(
+    parts: ImageSet, tmp_path: Path, manyeyes: Callable[..., tuple[int, str, str]]
+) -> None:
+    run = tmp_path / "run"
+    options: dict[str, Any] = {"members": (small_member("one"),), "heads": (MemoryBankConfig(ratio=0.05),)}
+    ensemble = train_run(small_config(mask=AContrarioConfig(windows=(3, 5)), **options), parts, run, device="cpu")
+    code, _, err = manyeyes("predict", run, parts.root / "test", "--out", tmp_path / "out", "--json", tmp_path / "v")
+    assert code == 0, err
+    verdicts = json.loads((tmp_path / "v").read_text())
+    frame, marked = ensemble.config.frame.sized(ensemble.canvas), 0
+    for item in verdicts["pictures"]:
+        prediction = ensemble.predict(next(iter(ImageBatches([Sample(Path(item["path"]))], frame, 1))).images)
+        mask = np.asarray(Image.open(item["mask"])) > 0
+        np.testing.assert_array_equal(mask, frame.to_image(prediction.mask[0].float(), (HEIGHT, WIDTH)) >= 0.5)
+        assert item["boxes"] == boxes(mask, np.load(item["map"]))
+        marked += bool(item["boxes"])
+        assert bool(item["boxes"]) == mask.any()
+        assert (np.asarray(Image.open(item["heatmap"])) == OUTLINE).all(axis=2).any() == mask.any()
+    assert marked >= 4
 
 
 def test_outside_the_region_of_interest_nothing_is_marked(framed: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import signal
@@ -18,7 +19,7 @@ from manyeyes.heads.flow_training import Schedule, batches, chunks, negative_log
 from manyeyes.heads.uflow import likelihood_map, paper_schedule
 from manyeyes.maps import MapSpec
 
-SPECS = (MapSpec("fine", 4, 4, (8, 8)), MapSpec("coarse", 6, 8, (4, 4)))
+SPECS = (MapSpec("fine", 4, 4, (8, 8)), MapSpec("coarse", 8, 8, (4, 4)))
 QUICK = UFlowHeadConfig(steps=2, training=Schedule(steps=9, batch=3))
 
 
@@ -59,7 +60,7 @@ def test_the_likelihood_of_correlated_gaussians_is_learned() -> None:
     spec = (MapSpec("only", 2, 4, (8, 8)),)
     schedule = Schedule(steps=250, batch=8, learning_rate=2e-2)
     head = UFlowHeadConfig(steps=4, width=16, training=schedule).build(spec)
-    head.fit(Stored(draw(64, 0)), 0)
+    head.fit(Stored(draw(512, 0)), 0)
     fresh = draw(256, 1)
     with torch.no_grad():
         found = float(negative_log_likelihood(*head.flow(head.standardised(fresh))).mean())
@@ -87,7 +88,7 @@ def test_maps_may_come_fine_or_coarse_first() -> None:
     assert fine_first.judge(maps)[0].shape == (6, 8, 8)
     anomaly_map, score, squares = fine_first.examine(maps)
     assert torch.equal(score, anomaly_map.amax(dim=(1, 2)))
-    assert [value.shape[1:] for value in squares] == [(6 - 4, 4, 4), (4 + 1, 8, 8)], "four of six rise as one"
+    assert [value.shape[1:] for value in squares] == [(8 - 4, 4, 4), (4 + 1, 8, 8)], "four of eight rise as one"
     torch.testing.assert_close(squares[0], fine_first.latents(maps)[0].square())
 
 
@@ -159,11 +160,19 @@ def test_a_loss_that_is_not_finite_names_its_step_and_leaves_the_last_good_state
     assert not any(parameter.requires_grad for parameter in head.parameters())
 
 
+def test_a_last_step_that_spoils_the_flow_is_noticed(tmp_path: Path) -> None:
+    wild = QUICK.model_copy(update={"training": Schedule(steps=1, learning_rate=1e30)})
+    checkpoint = tmp_path / "head.checkpoint"
+    with pytest.raises(DataError, match=r"not finite at step 1 of 1; the state of step 0 is kept"):
+        wild.build(SPECS).fit(Stored(pyramid(8)), 0, checkpoint=checkpoint)
+    assert not checkpoint.exists()
+
+
 def test_features_that_fit_into_memory_are_read_twice_and_others_in_turn() -> None:
     stored = Stored(pyramid(8))
     QUICK.build(SPECS).fit(stored, 0)
     assert stored.passes == 2
-    small = QUICK.model_copy(update={"training": Schedule(steps=9, batch=3, memory=4 * 704e-9)})
+    small = QUICK.model_copy(update={"training": Schedule(steps=9, batch=3, memory=4 * 768e-9)})
     stored = Stored(pyramid(8))
     small.build(SPECS).fit(stored, 0)
     assert stored.passes == 6, "two batches per pass, since three of four images make one"
@@ -172,18 +181,44 @@ def test_features_that_fit_into_memory_are_read_twice_and_others_in_turn() -> No
 def test_chunks_do_not_depend_on_batches_and_hold_every_image() -> None:
     maps = pyramid(10)
     each = 2 * sum(value[0].numel() for value in maps)
-    whole = [chunk[0] for chunk in chunks(Stored(maps, 10), 4 * each)]
-    assert [len(chunk) for chunk in whole] == [4, 4, 2]
-    assert torch.equal(torch.cat(whole), maps[0].half())
+
+    def held(size: int, room: float) -> list[tuple[Tensor, bool]]:
+        return [
+            (torch.stack([image[0] for image in images]), last) for images, last in chunks(Stored(maps, size), room)
+        ]
+
+    whole = held(10, 4.5 * each)
+    assert [(len(images), last) for images, last in whole] == [(4, False), (4, False), (2, True)]
+    assert torch.equal(torch.cat([images for images, _ in whole]), maps[0].half())
     for size in (1, 3, 7):
-        assert all(map(torch.equal, whole, (chunk[0] for chunk in chunks(Stored(maps, size), 4 * each))))
+        assert all(torch.equal(one[0], other[0]) for one, other in zip(whole, held(size, 4.5 * each), strict=True))
+    assert [len(images) for images, _ in held(3, 0.1 * each)] == [1] * 10, "one image is always held"
+    assert [len(images) for images, _ in held(3, 10 * each)] == [10]
+
+
+def test_a_chunk_is_let_go_before_the_next_is_gathered() -> None:
+    """Else twice the memory that was asked for is taken."""
+    alive: list[int] = []
+
+    def images() -> Iterator[tuple[Tensor]]:
+        for _ in range(5):
+            alive.append(sum(type(thing) is Tensor and thing.shape == (3, 5, 7) for thing in gc.get_objects()))
+            yield (torch.zeros(1, 3, 5, 7),)
+
+    draws = batches(images(), Schedule(batch=1, memory=2.5 * 2 * 105e-9), seed=0)
+    for _ in range(5):
+        next(draws)
+    assert alive == [0, 1, 2, 1, 2]
 
 
 def test_every_image_comes_once_per_round() -> None:
-    draws = batches(Stored(pyramid(9)), Schedule(batch=3), seed=0)
-    rounds = [torch.cat([next(draws)[1] for _ in range(3)]) for _ in range(2)]
-    assert all(rows.sort().values.tolist() == list(range(9)) for rows in rounds)
-    assert rounds[0].tolist() != rounds[1].tolist()
+    numbered = (torch.arange(9.0)[:, None, None, None].expand(9, 2, 2, 2),)
+    draws = batches(Stored(numbered), Schedule(batch=3), seed=0)
+    rounds = [torch.cat([next(draws)[0][:, 0, 0, 0] for _ in range(3)]).tolist() for _ in range(2)]
+    assert [sorted(found) for found in rounds] == [list(range(9))] * 2
+    assert rounds[0] != rounds[1]
+    later = batches(Stored(numbered), Schedule(batch=3), seed=0, start=4)
+    assert next(later)[0][:, 0, 0, 0].tolist() == rounds[1][3:6]
 
 
 def test_the_rate_rises_and_falls() -> None:

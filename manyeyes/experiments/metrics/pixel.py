@@ -51,7 +51,10 @@ NO_NEGATIVES = "there is no pixel outside the regions"
 
 @dataclass(frozen=True)
 class PixelImage:
-    """What is kept of one image. ``lengths`` says how many pixels each of ``negatives`` stands for; None: one."""
+    """What is kept of one image. ``lengths`` says how many pixels each of ``negatives`` stands for; None: one.
+
+    ``marked`` are the pixels inside and outside the regions that a mask marks; None where no mask was given.
+    """
 
     name: str
     defect: str
@@ -61,6 +64,7 @@ class PixelImage:
     positives: Array
     components: tuple[RegionScores, ...]
     regions: tuple[RegionScores, ...]
+    marked: tuple[int, int] | None = None
 
     def compressed(self) -> PixelImage:
         if self.lengths is not None:
@@ -69,10 +73,12 @@ class PixelImage:
         return replace(self, negatives=values, lengths=lengths)
 
 
-def describe_image(scores: Array, regions: Regions, name: str, defect: str = "good", group: str = "") -> PixelImage:
-    """Reduce one anomaly map to its sufficient statistics.
+def describe_image(
+    scores: Array, regions: Regions, name: str, defect: str = "good", group: str = "", marks: Array | None = None
+) -> PixelImage:
+    """Reduce one anomaly map, and what an automatic mask marks, to sufficient statistics.
 
-    Shapes: scores (H, W), any float; masks (H, W) of bool, at least one of them with a pixel unless good.
+    Shapes: scores (H, W), any float; masks and marks (H, W) of bool, at least one mask with a pixel unless good.
     Raises: DataError naming the image if the map is not 2-d and finite, or a mask has another size.
     """
     scores = np.asarray(scores)
@@ -101,6 +107,7 @@ def describe_image(scores: Array, regions: Regions, name: str, defect: str = "go
         positives=scores[union],
         components=tuple(region_scores(values, len(values)) for values in _by_component(scores, union)),
         regions=tuple(region_scores(scores[mask], area) for mask, area in regions if mask.any()),
+        marked=None if marks is None else (int(marks[union].sum()), int(marks[~union].sum())),
     )
 
 
@@ -150,13 +157,25 @@ class PixelStatistics:
         self.compressed = False
         self._bytes = 0
 
-    def update(self, scores: Array, regions: Regions, *, name: str, defect: str = "good", group: str = "") -> None:
-        """Add one map (H, W) with its regions; ``group`` defaults to ``defect``. Raises: as ``describe_image``."""
+    def update(
+        self,
+        scores: Array,
+        regions: Regions,
+        *,
+        name: str,
+        defect: str = "good",
+        group: str = "",
+        marks: Array | None = None,
+    ) -> None:
+        """Add one map (H, W) with its regions and, for all or for none, the pixels (H, W) that a mask marks.
+
+        ``group`` defaults to ``defect``. Raises: as ``describe_image``.
+        """
         if defect == "good" and any(mask.any() for mask, _ in regions):
             raise DataError(
                 f"{name}: is called good and has a mask with defect pixels; name its defect or drop the mask"
             )
-        image = describe_image(scores, regions, name, defect, group)
+        image = describe_image(scores, regions, name, defect, group, marks)
         if defect != "good" and not len(image.positives):
             self.left_out.append(name)
             return
@@ -192,7 +211,8 @@ class PixelStatistics:
         """``{"all": {...}, "groups": {name: {...}}, "defects": {name: {...}}}``, each together with all good images.
 
         Each holds ``auroc``, ``aupr``, ``f1_max``, ``f1_threshold``, ``iou_max`` (at that threshold), ``au_pro``, and
-        groups also ``au_spro`` by limit; with a threshold ``iou`` too. ``groups`` ends with the ``mean`` of AU-sPRO.
+        groups also ``au_spro`` by limit; with a threshold ``iou`` too, with marks ``iou_mask``, that of the marks.
+        ``groups`` ends with the ``mean`` of AU-sPRO.
         With ``repetitions`` > 0 areas and F1 max carry a 95 % stratified bootstrap interval over images.
         ``curve`` is the PRO curve of "all", false-positive rates and overlaps up to ``limit``; None where undefined.
         """
@@ -254,6 +274,7 @@ def _figures(
         "iou_max",
         "au_pro",
         *(["iou"] if threshold is not None else []),
+        *(["iou_mask"] if any(image.marked for image in images) else []),
     ]
     if not counts.n_positives or not counts.n_negatives:
         nothing = undefined(NO_NEGATIVES if counts.n_positives else NO_REGIONS)
@@ -274,6 +295,9 @@ def _figures(
     values["pro_curve"] = pro_curve(counts, overlap, limit)
     if threshold is not None:
         values["iou"] = Figure(iou(images, negatives, threshold))
+    if "iou_mask" in names:
+        covered, alarms = (sum(counts) for counts in zip(*(i.marked for i in images if i.marked), strict=True))
+        values["iou_mask"] = Figure(covered / (counts.n_positives + alarms))
     if limits:
         overlap = mean_overlap(counts, images, "regions")
         values["au_spro"] = {str(at): Figure(float(ranks.area_under_overlap(counts, overlap, at))) for at in limits}
