@@ -33,6 +33,7 @@ Batch = Annotated[int, typer.Option("--batch-size", min=1, help="pictures per fo
 LayoutName = Literal["auto", "folder", "mvtec-ad", "mvtec-loco", "visa", "mpdd", "btad", "mtd"]
 Layout = Annotated[LayoutName, typer.Option(help="how the image set lies on disk")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="list unreadable pictures and leave them out")]
+Compile = Annotated[bool, typer.Option("--compile", help="compile the trunks first; CUDA only, pays on many pictures")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bars")]
 Datas = Annotated[list[Path] | None, typer.Option("--data", help="folder of pictures; may be given more than once")]
 Set = Annotated[Optional[list[str]], typer.Option("--set", help="override a field: fusion.components=128")]  # noqa: UP045
@@ -117,6 +118,7 @@ def evaluate(
     precision: Precision = "auto",
     batch_size: Batch = 8,
     skip_bad: SkipBad = False,
+    compile_: Compile = False,
     quiet: Quiet = False,
 ) -> None:
     """Measure a run on the test pictures of a set."""
@@ -137,6 +139,7 @@ def evaluate(
             precision=precision,
             batch_size=batch_size,
             skip_bad=skip_bad,
+            compiled=compile_,
             progress=progress,
         )
     if json:
@@ -154,6 +157,7 @@ def predict(
     precision: Precision = "auto",
     batch_size: Batch = 8,
     skip_bad: SkipBad = False,
+    compile_: Compile = False,
     quiet: Quiet = False,
 ) -> None:
     """Score pictures: heatmaps, masks, boxes, scores and decisions."""
@@ -172,6 +176,7 @@ def predict(
             precision=precision,
             batch_size=batch_size,
             skip_bad=skip_bad,
+            compiled=compile_,
             progress=progress,
         )
     if json:

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.transforms.functional import resize
 
-from manyeyes.backbones import TimmTrunkConfig, bundled, trunk
+from manyeyes.backbones import Eyes, TimmTrunkConfig, bundled, trunk
+from manyeyes.backbones.stages import StageExtractor
 from manyeyes.errors import ConfigError, ManyeyesError
 
 CONVOLUTIONAL = ["resnet10t", "test_efficientnet", "test_convnext", "test_byobnet", "test_nfnet"]
@@ -101,6 +102,26 @@ def test_pooled_is_the_input_of_the_classifier_in_the_same_pass(architecture: st
     assert len(passes) == 1
     for value in (found["pooled"], built(images(), ["pooled"])["pooled"]):
         torch.testing.assert_close(value[:, :, 0, 0], expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["resnet10t", "test_vit"])
+def test_compiled_trunks_give_the_same_maps(architecture: str) -> None:
+    built = build(architecture)
+    eyes = Eyes([StageExtractor(built, (0, 1))])
+    expected = eyes(images())
+    graphs: list[Any] = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    eyes.compile_trunks(backend)
+    with torch.inference_mode():
+        found = eyes(images())
+    assert graphs, "nothing was compiled"
+    assert found.keys() == expected.keys()
+    for key, value in found.items():
+        torch.testing.assert_close(value, expected[key])
 
 
 def test_layers_past_the_deepest_stage_are_not_run() -> None:
