@@ -48,8 +48,9 @@ def environment(folder: Path) -> Path:
 def measured(python: Path | str, side: str, task: dict[str, Any], folder: Path) -> dict[str, float]:
     (folder / "task.json").write_text(json.dumps(task))
     threads = {name: str(task["threads"]) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    quiet = {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore"}
     command = [python, HERE / f"peers_{side}.py", folder / "task.json", folder / "result.json"]
-    subprocess.run(command, check=True, env={**os.environ, **threads})
+    subprocess.run(command, check=True, env={**os.environ, **threads, **quiet})
     result: dict[str, float] = json.loads((folder / "result.json").read_text())
     return result
 

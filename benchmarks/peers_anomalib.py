@@ -38,7 +38,7 @@ class Pictures(Dataset):
 def model_with(weights: str) -> PatchcoreModel:
     model = PatchcoreModel(layers=["layer2", "layer3"], backbone="resnet18", pre_trained=False, num_neighbors=9)
     state = {key: value.float() for key, value in load_file(weights).items()}
-    missing = model.feature_extractor.load_state_dict(state, strict=False).missing_keys
+    missing = model.feature_extractor.feature_extractor.load_state_dict(state, strict=False).missing_keys
     if missing:
         raise SystemExit(f"{weights}: lacks {missing[:4]}")
     return model

@@ -33,6 +33,7 @@ Batch = Annotated[int, typer.Option("--batch-size", min=1, help="pictures per fo
 LayoutName = Literal["auto", "folder", "mvtec-ad", "mvtec-loco", "visa", "mpdd", "btad", "mtd"]
 Layout = Annotated[LayoutName, typer.Option(help="how the image set lies on disk")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="list unreadable pictures and leave them out")]
+Compile = Annotated[bool, typer.Option("--compile", help="compile the trunks first; CUDA only, pays on many pictures")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bars")]
 Choose = Annotated[
     bool, typer.Option("--choose", help="let made defects choose the fusion and the weights of all heads")
@@ -123,6 +124,7 @@ def evaluate(
     precision: Precision = "auto",
     batch_size: Batch = 8,
     skip_bad: SkipBad = False,
+    compile_: Compile = False,
     quiet: Quiet = False,
 ) -> None:
     """Measure a run on the test pictures of a set."""
@@ -143,6 +145,7 @@ def evaluate(
             precision=precision,
             batch_size=batch_size,
             skip_bad=skip_bad,
+            compiled=compile_,
             progress=progress,
         )
     if json:
@@ -160,6 +163,7 @@ def predict(
     precision: Precision = "auto",
     batch_size: Batch = 8,
     skip_bad: SkipBad = False,
+    compile_: Compile = False,
     quiet: Quiet = False,
 ) -> None:
     """Score pictures: heatmaps, masks, boxes, scores and decisions."""
@@ -178,6 +182,7 @@ def predict(
             precision=precision,
             batch_size=batch_size,
             skip_bad=skip_bad,
+            compiled=compile_,
             progress=progress,
         )
     if json:

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from manyeyes.errors import ConfigError
 
@@ -26,6 +27,13 @@ def resolve_device(name: str = "auto") -> torch.device:
         reason = str(error).splitlines()[0][:120]
         raise ConfigError(f"device {name!r}: not usable here ({reason}); use auto, cpu or cuda:0") from None
     return device
+
+
+def to_device(images: Tensor, device: torch.device) -> Tensor:
+    """The images on ``device``; to a CUDA device from pinned memory, so that nobody waits for the copy."""
+    if device.type != "cuda":
+        return images.to(device)
+    return images.pin_memory().to(device, non_blocking=True)
 
 
 def trunk_precision(device: torch.device, precision: Precision = "auto") -> AbstractContextManager[object]:

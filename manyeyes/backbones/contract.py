@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -203,6 +203,11 @@ class Eyes(nn.Module):
         part.stages = {key: self.stages[key] for key in keys}
         part.trunks = nn.ModuleDict({key: self.trunks[key] for key in keys})
         return part
+
+    def compile_trunks(self, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Let every trunk be compiled at its first pass, in place: minutes that pay on a GPU and with many pictures."""
+        for trunk in self.each():
+            trunk.compile(backend=backend)
 
     # Not inference mode: its tensors could not be saved for a backward pass when heads train on these features.
     @torch.no_grad()

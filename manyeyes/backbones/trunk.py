@@ -4,13 +4,14 @@ Stages are timm's feature indices: ResNet 0 is the stem and 1 to 4 are its layer
 reductions; in a plain transformer they are its blocks from 0, as maps and after the network's own final norm.
 ``pooled`` is the network's own descriptor before its classifier: (b, c, 1, 1), not spatial.
 Source: timm's ``forward_intermediates``. Where we differ: classifiers are left out, so weights with any number of
-classes load; transformers with a dynamic size take any size that their patch divides.
+classes load; transformers with a dynamic size take any size that their patch divides; batch norms are folded into the
+convolutions before them (`batch_norm`).
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -18,6 +19,7 @@ from einops import rearrange
 from pydantic import Field
 from torch import Tensor, nn
 
+from manyeyes.backbones.batch_norm import without_batch_norms
 from manyeyes.backbones.contract import Stage, Trunk
 from manyeyes.backbones.pixels import Channels, Pixels, Size, as_grid
 from manyeyes.backbones.weights import find_weights, load_strictly, state_digest
@@ -58,6 +60,7 @@ class TimmTrunkConfig(Config):
             declared = _pretrained_cfg(self.architecture, self.weights) or declared
             mean, std = weights.mean or declared["mean"], weights.std or declared["std"]
         stages = declare(self.architecture, network, size)
+        network = without_batch_norms(network.eval().requires_grad_(False), every_map(size))
         return TimmTrunk(network, stages, size, mean, std, f"{self.fingerprint()}-{digest[:8]}", source, digest)
 
 
@@ -113,20 +116,45 @@ def tap(network: Any, pixels: Tensor, indices: list[int], pooled: bool) -> dict[
 
     Shapes: (b, 3, H, W) normalised -> {"index": (b, c, h, w), "pooled": (b, c, 1, 1)}.
     """
-    norm = is_plain(network)
     maps: list[Tensor] = []
     found: dict[str, Tensor] = {}
     if pooled:
         if indices:
-            last, maps = network.forward_intermediates(pixels, indices=indices, norm=norm)
+            last, maps = intermediates(network, pixels, indices=indices)
         else:
             last = network.forward_features(pixels)
         found[POOLED] = rearrange(network.forward_head(last, pre_logits=True), "b c -> b c 1 1")
     elif indices:
-        maps = network.forward_intermediates(
-            pixels, indices=indices, norm=norm, stop_early=True, intermediates_only=True
-        )
-    return found | {str(index): value for index, value in zip(indices, maps, strict=True)}
+        maps = intermediates(network, pixels, indices=indices, stop_early=True, intermediates_only=True)
+    return found | {str(index): as_map(network, pixels, value) for index, value in zip(indices, maps, strict=True)}
+
+
+def intermediates(network: Any, pixels: Tensor, **options: Any) -> Any:
+    """timm's ``forward_intermediates``; of a plain transformer normed, as tokens (b, h w, c) where it gives them."""
+    if not is_plain(network):
+        return network.forward_intermediates(pixels, **options)
+    try:
+        return network.forward_intermediates(pixels, norm=True, output_fmt="NLC", **options)
+    except AssertionError:  # at once, from those that give maps only
+        return network.forward_intermediates(pixels, norm=True, **options)
+
+
+def as_map(network: Any, pixels: Tensor, value: Tensor) -> Tensor:
+    """Tokens as a map with channels last in memory, which costs nothing and is what fusion reads fastest."""
+    if value.ndim == 4:
+        return value
+    height, _ = network.patch_embed.dynamic_feat_size(tuple(pixels.shape[2:]))
+    return rearrange(value, "b (h w) c -> b c h w", h=height)
+
+
+def every_map(size: Grid) -> Callable[[nn.Module], list[Tensor]]:
+    """What a network shows at all its stages and pooled, of one picture of noise."""
+    pixels = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
+
+    def look(network: Any) -> list[Tensor]:
+        return list(tap(network, pixels, list(range(len(network.feature_info))), True).values())
+
+    return look
 
 
 def is_plain(network: Any) -> bool:

@@ -1,7 +1,8 @@
 """Pictures in batches, decoded and placed by threads a bounded number of batches ahead of whoever consumes them.
 
 Decoding and resizing release Python's lock, so threads overlap with the forward pass and nothing is copied between
-processes. At most ``AHEAD`` batches exist besides the one being used, whatever the number of pictures.
+processes. A bounded number of batches exists besides the one being used, whatever the number of pictures: enough that
+every thread has a picture to decode.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ class ImageBatches:
         self.samples, self.frame, self.batch_size, self.skip_bad = tuple(samples), frame, batch_size, skip_bad
         self.canvas = frame.canvas
         self.workers = workers or worker_count()
+        self.ahead = max(AHEAD, -(-self.workers // batch_size))
         self.skipped: list[tuple[Path, str]] = []
 
     def __len__(self) -> int:
@@ -85,7 +87,7 @@ class ImageBatches:
             while True:
                 for group in waiting:
                     pending.append((group, [pool.submit(self._load, sample) for sample in group]))
-                    if len(pending) > AHEAD:
+                    if len(pending) > self.ahead:
                         break
                 if not pending:
                     return

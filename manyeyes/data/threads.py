@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-MAX_WORKERS = 8
+MAX_WORKERS = 64
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 def worker_count() -> int:
-    """One thread for each core that this process may use (in a container fewer than the machine has), 8 at most."""
+    """One thread for each core that this process may use (in a container fewer than the machine has), 64 at most."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(MAX_WORKERS, usable)
 

@@ -311,6 +311,7 @@ class Ensemble(Fitted):
             mask=self._mask(judgement, anomaly_map),
         )
 
+    @torch.inference_mode()
     def predict(self, images: Tensor) -> Prediction:
         """Verdicts on pictures. Shapes: (b, 3, H, W) RGB in [0, 1], H and W the canvas -> `Prediction`."""
         return self.predict_taps(self.eyes(images))

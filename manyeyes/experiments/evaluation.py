@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from manyeyes.backbones import Eyes
 from manyeyes.data import Frame, ImageBatches, ImageSet, Sample, image_size
-from manyeyes.device import Precision, resolve_device, trunk_precision
+from manyeyes.device import Precision, resolve_device, to_device, trunk_precision
 from manyeyes.ensemble import Ensemble, Prediction, load_run
 from manyeyes.ensemble.run import STATE
 from manyeyes.errors import DataError
@@ -224,14 +224,24 @@ def predict_batches(
         if not len(batch.images):
             continue
         start = watch.now()
-        with trunk_precision(device, precision):
-            taps = eyes(batch.images.to(device))
+        with torch.inference_mode(), trunk_precision(device, precision):
+            taps = eyes(to_device(batch.images, device))
         seen = watch.now()
         prediction = ensemble.predict_taps(taps)
         done = watch.now()
         watch.trunks.append((seen - start) / len(batch.images))
         watch.rest.append((done - seen) / len(batch.images))
         yield prediction, batch.samples, batch.sizes
+
+
+def loaded(run: str | Path, device: torch.device, compiled: bool, progress: Progress) -> Ensemble:
+    """The ensemble of a run on a device; on a CUDA device with its trunks ``compiled``, if that is wished."""
+    ensemble = load_run(run, device)
+    if compiled and device.type == "cuda":
+        ensemble.eyes.compile_trunks()
+    elif compiled:
+        progress.say(f"--compile is for CUDA devices; on {device.type} the trunks run as they are")
+    return ensemble
 
 
 def evaluate_run(
@@ -242,6 +252,7 @@ def evaluate_run(
     precision: Precision = "auto",
     batch_size: int = 8,
     skip_bad: bool = False,
+    compiled: bool = False,
     repetitions: int = 1000,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -250,7 +261,7 @@ def evaluate_run(
         raise DataError(f"{image_set.root}: has no test pictures; expected test/<defect> folders")
     progress = progress or Silent()
     where = resolve_device(device)
-    ensemble = load_run(run, where)
+    ensemble = loaded(run, where, compiled, progress)
     frame = ensemble.config.frame.sized(ensemble.canvas)
     batches = ImageBatches(image_set.test, frame, batch_size, skip_bad=skip_bad)
     watch = Stopwatch(where, [], [])

@@ -12,9 +12,9 @@ import numpy as np
 
 from manyeyes.data import Frame, ImageBatches, Sample, paths_to_samples, read_image
 from manyeyes.device import Precision, resolve_device
-from manyeyes.ensemble import Ensemble, Prediction, load_run
+from manyeyes.ensemble import Ensemble, Prediction
 from manyeyes.errors import RunError
-from manyeyes.experiments.evaluation import Stopwatch, marked, predict_batches
+from manyeyes.experiments.evaluation import Stopwatch, loaded, marked, predict_batches
 from manyeyes.experiments.pictures import boxes, heatmap, outlined, shade
 from manyeyes.files import make_folder, writing
 from manyeyes.progress import Progress, Silent
@@ -32,6 +32,7 @@ def predict_paths(
     precision: Precision = "auto",
     batch_size: int = 8,
     skip_bad: bool = False,
+    compiled: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write OUT/heatmaps, OUT/masks and OUT/maps (``.npy``), each at its picture's size.
@@ -43,7 +44,7 @@ def predict_paths(
     progress = progress or Silent()
     where = resolve_device(device)
     samples = paths_to_samples(paths)
-    ensemble = load_run(run, where)
+    ensemble = loaded(run, where, compiled, progress)
     folder = make_folder(out)
     frame = ensemble.config.frame.sized(ensemble.canvas)
     batches = ImageBatches(samples, frame, batch_size, skip_bad=skip_bad)

@@ -21,6 +21,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from manyeyes.config import Config
+from manyeyes.device import training_precision
 from manyeyes.errors import DataError, ShapeError
 from manyeyes.heads.contract import MapHead
 from manyeyes.heads.positions import sample_positions
@@ -92,13 +93,21 @@ class Discriminator(MapHead):
             output = nn.Linear(config.hidden, 1, bias=False)
         norm = nn.BatchNorm1d(config.hidden)
         network = nn.Sequential(hidden, norm, nn.LeakyReLU(SLOPE), output).to(device).train()
-        optimiser = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+        optimiser = torch.optim.AdamW(
+            network.parameters(),
+            config.learning_rate,
+            weight_decay=config.weight_decay,
+            fused=device.type in ("cpu", "cuda"),
+        )
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.learning_rate, config.steps, pct_start=0.05)
         low, high = (math.log(limit * scale) for limit in config.noise)
         for _ in range(config.steps):
             rows = torch.randint(len(features), (config.batch,), generator=generator, device=device)
             normal = features[rows]
-            judged = network(torch.cat([normal, normal + self._noise(normal.shape, low, high, generator)]))[:, 0]
+            both = torch.cat([normal, normal + self._noise(normal.shape, low, high, generator)])
+            with training_precision(device):  # for the large product alone: the rest costs little and sets the digits
+                seen = hidden(both)
+            judged = network[1:](seen.float())[:, 0]
             good, fake = judged.split(config.batch)
             loss = F.relu(MARGIN - good).mean() + F.relu(MARGIN + fake).mean()
             optimiser.zero_grad(set_to_none=True)

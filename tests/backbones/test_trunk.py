@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.transforms.functional import resize
 
-from manyeyes.backbones import TimmTrunkConfig, bundled, trunk
+from manyeyes.backbones import Eyes, TimmTrunkConfig, bundled, trunk
+from manyeyes.backbones.stages import StageExtractor
 from manyeyes.errors import ConfigError, ManyeyesError
 
 CONVOLUTIONAL = ["resnet10t", "test_efficientnet", "test_convnext", "test_byobnet", "test_nfnet"]
@@ -61,9 +62,11 @@ def test_maps_equal_timms_features_only(architecture: str) -> None:
     torch.manual_seed(0)
     indices = [int(name) for name in names]
     other = timm.create_model(architecture, num_classes=0, features_only=True, out_indices=indices)
-    other.load_state_dict(built.network.state_dict(), strict=False)
+    torch.manual_seed(TimmTrunkConfig().seed)
+    plain = trunk.create(architecture, (64, 64))  # what the trunk was before its batch norms were folded
+    other.load_state_dict(plain.state_dict(), strict=False)
     with torch.no_grad():
-        expected = other.eval()((images() - built.pixels.mean) / built.pixels.std)
+        expected = other.eval()(built.pixels.normalise(images()))
     for name, value in zip(names, expected, strict=True):
         torch.testing.assert_close(built(images(), [name])[name], value, atol=1e-4, rtol=1e-4)
 
@@ -80,11 +83,17 @@ def test_blocks_go_through_the_networks_own_final_norm(architecture: str) -> Non
     torch.testing.assert_close(value, expected)
 
 
+@pytest.mark.parametrize("architecture", ["test_vit", "cait_xxs24_224"])
+def test_maps_of_transformers_are_their_tokens_uncopied(architecture: str) -> None:
+    for value in build(architecture)(images(), ["0", "1"]).values():
+        assert value.stride()[1] == 1  # channels last in memory
+
+
 @pytest.mark.parametrize("architecture", [*CONVOLUTIONAL, *TRANSFORMERS])
 def test_pooled_is_the_input_of_the_classifier_in_the_same_pass(architecture: str) -> None:
     built = build(architecture)
     with torch.no_grad():
-        pixels = (images() - built.pixels.mean) / built.pixels.std
+        pixels = built.pixels.normalise(images())
         expected = built.network.forward_head(built.network.forward_features(pixels), pre_logits=True)
     passes: list[int] = []
     first = next(module for module in built.network.modules() if isinstance(module, torch.nn.Conv2d))
@@ -93,6 +102,26 @@ def test_pooled_is_the_input_of_the_classifier_in_the_same_pass(architecture: st
     assert len(passes) == 1
     for value in (found["pooled"], built(images(), ["pooled"])["pooled"]):
         torch.testing.assert_close(value[:, :, 0, 0], expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["resnet10t", "test_vit"])
+def test_compiled_trunks_give_the_same_maps(architecture: str) -> None:
+    built = build(architecture)
+    eyes = Eyes([StageExtractor(built, (0, 1))])
+    expected = eyes(images())
+    graphs: list[Any] = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    eyes.compile_trunks(backend)
+    with torch.inference_mode():
+        found = eyes(images())
+    assert graphs, "nothing was compiled"
+    assert found.keys() == expected.keys()
+    for key, value in found.items():
+        torch.testing.assert_close(value, expected[key])
 
 
 def test_layers_past_the_deepest_stage_are_not_run() -> None:

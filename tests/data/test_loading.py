@@ -172,6 +172,17 @@ def test_loading_stays_a_bounded_number_of_batches_ahead(samples, monkeypatch):
     running.close()
 
 
+def test_every_worker_has_a_picture_to_decode_however_small_the_batch(samples, monkeypatch):
+    together = threading.Barrier(5)  # breaks, and so does the test, unless five decode at once
+
+    def waiting(path, bits):
+        together.wait(timeout=20)
+        return read_image(path, bits)
+
+    monkeypatch.setattr(loading, "read_image", waiting)
+    assert len(list(ImageBatches(samples[:10], FRAME, 1, workers=5))) == 10
+
+
 def test_twelve_bit_pictures_follow_the_frame(tmp_path):
     import cv2
 

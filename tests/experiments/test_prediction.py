@@ -9,18 +9,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import HEIGHT, WIDTH, picture, save, small_config, small_member
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from manyeyes.backbones import Eyes
 from manyeyes.data import Frame, ImageBatches, ImageSet, Sample
 from manyeyes.ensemble import load_run, train_run
 from manyeyes.errors import DataError, RunError
+from manyeyes.experiments import evaluation
 from manyeyes.experiments.pictures import OUTLINE, boxes, outlined
 from manyeyes.experiments.prediction import _names, predict_paths
 from manyeyes.fusion import ScoreLevelConfig
 from manyeyes.heads import AContrarioConfig, GaussianConfig, MemoryBankConfig
+from manyeyes.progress import Silent
 
 RNG = np.random.default_rng(4)
 HOLE = picture(RNG, defective=True)[0]
@@ -56,6 +60,20 @@ def test_everything_is_written_at_the_pictures_own_size(trained: Path, tmp_path:
         assert anomaly_map.dtype == np.float32
         assert np.asarray(Image.open(item["heatmap"])).shape == (*shape, 3)
         np.testing.assert_array_equal(mask, np.where(anomaly_map >= verdicts["map_threshold"], 255, 0))
+
+
+def test_compiling_is_left_out_without_a_cuda_device_and_said(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(Silent, "say", lambda _, text: said.append(text))
+    monkeypatch.setattr(Eyes, "compile_trunks", lambda _: pytest.fail("compiled for the CPU"))
+    judged(trained, [save(tmp_path / "in/a.png", HOLE)], tmp_path / "out", compiled=True)
+    assert said == ["--compile is for CUDA devices; on cpu the trunks run as they are"]
+    monkeypatch.setattr(Eyes, "compile_trunks", lambda _: said.append("compiled"))
+    monkeypatch.setattr(evaluation, "load_run", lambda run, device: load_run(run, "cpu"))
+    evaluation.loaded(trained, torch.device("cuda"), True, Silent())
+    assert said[-1] == "compiled"
 
 
 def test_the_json_is_whole_and_says_what_the_ensemble_says(trained: Path, parts: ImageSet, tmp_path: Path) -> None:
