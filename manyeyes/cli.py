@@ -245,7 +245,9 @@ def compare(
     _print_study(study)
 
 
-@app.command(epilog="Example: `manyeyes distill --images photographs --trunk resnet18 --out pdn_small.safetensors`")
+@app.command(
+    epilog="Example: `manyeyes distill --images photographs --trunk resnet18.tv_in1k --out pdn_small.safetensors`"
+)
 def distill(
     images: Annotated[Path, typer.Option("--images", help="folder of natural pictures, any sizes, any depth")],
     out: Annotated[Path, typer.Option("--out", help="file to write, .safetensors; figures go beside it")],

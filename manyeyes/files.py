@@ -33,9 +33,12 @@ def writing(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
+        temporary.chmod(mode)  # safetensors makes files that only their owner may read
         temporary.replace(path)
     except OSError as error:
         raise RunError(f"{path}: cannot be written: {ADVICE.get(error.errno or 0, error.strerror or error)}") from error

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from manyeyes.errors import RunError
 from manyeyes.files import make_folder, read_json, require_space, reserve, write_json, write_text, writing
@@ -146,3 +148,11 @@ def test_json_that_cannot_be_read(tmp_path: Path) -> None:
         (tmp_path / "half.json").write_bytes(text)
         with pytest.raises(RunError, match=r"half.json: is no valid JSON .* delete it and run again"):
             read_json(tmp_path / "half.json")
+
+
+def test_files_have_the_permissions_of_any_other_file(tmp_path: Path) -> None:
+    """safetensors writes files that only their owner may read; a run is often read by others."""
+    (tmp_path / "plain").touch()
+    with writing(tmp_path / "tensors") as temporary:
+        save_file({"a": torch.zeros(1)}, str(temporary))
+    assert (tmp_path / "tensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
