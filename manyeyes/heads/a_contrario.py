@@ -55,7 +55,9 @@ class AContrarioConfig(Config):
         (0.1, 0.001), min_length=1, description="shares of normal values that count as rare, each counted by itself"
     )
     windows: tuple[Annotated[int, AfterValidator(_odd)], ...] = Field(
-        (1, 3), min_length=1, description="sides of the windows, in positions of each map; a single map needs 3 or more"
+        (1, 3, 5),
+        min_length=1,
+        description="sides of the windows, in positions of each map; a single map needs 3 and 5",
     )
     false_alarms: float = Field(
         1.0,

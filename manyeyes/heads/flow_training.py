@@ -34,7 +34,7 @@ class Schedule(Config):
 
     steps: int = Field(400, ge=1, description="optimiser steps; the schedule is fixed")
     batch: int = Field(4, ge=1, description="images per step, drawn anew for every step")
-    learning_rate: float = Field(1e-2, gt=0, description="peak rate of Adam; rises straight, falls as a cosine")
+    learning_rate: float = Field(2e-2, gt=0, description="peak rate of Adam; rises straight, falls as a cosine")
     weight_decay: float = Field(1e-5, ge=0)
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient of the loss per value")
     memory: float = Field(

@@ -15,6 +15,7 @@ from manyeyes.errors import ConfigError, DataError, NotFittedError
 from manyeyes.heads import AContrario, AContrarioConfig
 from manyeyes.heads.a_contrario import dispersion, log10_tails, rarity, trimmed, window_counts
 
+WIDE = ((96, 8, 8), (64, 16, 16), (48, 32, 32))
 FLOW = ((24, 8, 8), (16, 16, 16), (12, 32, 32))
 
 
@@ -60,13 +61,13 @@ def test_windows_end_at_the_border() -> None:
     assert float(corner) == pytest.approx(-4, abs=1e-4), "four of four trials at 0.1"
 
 
-@pytest.mark.parametrize("config", [{}, {"chances": [0.1], "windows": [1, 3]}], ids=["default", "paper"])
+@pytest.mark.parametrize("config", [{}, {"chances": [0.1], "windows": [1, 3, 5]}], ids=["default", "paper"])
 @pytest.mark.parametrize("promised", [1.0, 10.0])
 def test_on_independent_normal_values_it_fires_at_the_promised_rate(promised: float, config: dict[str, Any]) -> None:
-    test = AContrarioConfig.parse({"false_alarms": promised, **config}).build().fit([noise(60, 0)])
-    found = fired(test, noise(400, 1))
+    test = AContrarioConfig.parse({"false_alarms": promised, **config}).build().fit([noise(60, 0, WIDE)])
+    found = fired(test, noise(200, 1, WIDE))
     # Counts of very rare values are small whole numbers: their steps in probability are large, so few reach the limit.
-    assert promised / (2 if config else 5) <= found <= promised * 2
+    assert promised / (2 if config else 3) <= found <= promised * 2
     torch.testing.assert_close(test.dispersion_[0], torch.ones_like(test.dispersion_[0]), rtol=0, atol=0.15)
     expected = torch.full_like(test.quantiles_[0], float(scipy.stats.chi2.ppf(0.9, 1)))
     torch.testing.assert_close(test.quantiles_[0], expected, rtol=0, atol=0.35)
@@ -133,8 +134,8 @@ def test_a_single_smooth_map_can_be_marked() -> None:
     mask = default.mask(maps, (32, 32))
     assert mask[1, 10:16, 10:16].float().mean() > 0.5
     assert float(mask[1].float().mean()) < 0.1
-    assert not mask[[0, 2]].any()
-    paper = AContrarioConfig(chances=(0.1,)).build().fit([smooth_noise(60, 0)])
+    assert float(mask[[0, 2]].float().mean()) < 0.01
+    paper = AContrarioConfig(chances=(0.1,), windows=(1, 3)).build().fit([smooth_noise(60, 0)])
     assert not paper.mask(maps, (32, 32)).any()
 
 
