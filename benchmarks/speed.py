@@ -12,7 +12,7 @@
 4. With a CUDA device, pictures per second of ``bundled``, ``standard`` and each member, from memory to verdict. Weights
    that cannot be had are random there, and the table says so.
 
-Writes benchmarks/results/speed.md. A quick try: --images 12 --rounds 1 --only one-trunk.
+Writes benchmarks/results/speed.md. A quick try: --images 12 --rounds 1 --steps 9 --only one-trunk.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ from manyeyes.progress import Silent
 
 BATCH = 8
 BATCHES = (1, 8, 64)
+SHORT = 50
 RESULTS = Path(__file__).parent / "results" / "speed.md"
 
 
@@ -69,6 +70,15 @@ def separate(config: EnsembleConfig, canvas: int) -> list[EnsembleConfig]:
         return alone(config, canvas)
     frame = config.frame.sized(canvas)
     return [score_level(member.name, (member,)).model_copy(update={"frame": frame}) for member in config.members]
+
+
+def with_steps(config: EnsembleConfig, steps: int) -> EnsembleConfig:
+    """The config with discriminators of so many steps, which cost the same in prediction."""
+    values = config.model_dump(mode="json")
+    for head in (head for owner in (values, *values["members"]) for head in owner["heads"]):
+        if head["kind"] == "discriminator":
+            head["steps"] = steps
+    return EnsembleConfig.parse(values)
 
 
 def feature_level(config: EnsembleConfig) -> EnsembleConfig:
@@ -159,7 +169,7 @@ def prediction_row(ensemble: Ensemble, samples: Sequence[Sample], rounds: int, f
 
 def separate_row(ensemble: Ensemble, samples: Sequence[Sample], rounds: int, fitting: Fitting) -> str:
     canvas = ensemble.canvas[0]
-    detectors = [fitting(config)[0] for config in separate(ensemble.config, canvas)]
+    detectors = [fitting(with_steps(config, SHORT))[0] for config in separate(ensemble.config, canvas)]
 
     def members() -> None:
         for detector in detectors:
@@ -198,7 +208,7 @@ def throughput_rows(compiled: bool, fitting: Fitting) -> list[str]:
     """Pictures per second at every batch size; the fit is short, which costs the same in prediction."""
     rows = []
     for preset in ("bundled", "standard"):
-        config = with_any_weights(load_config(preset, ("heads.0.steps=50",)))
+        config = with_steps(with_any_weights(load_config(preset)), SHORT)
         for part in (config, *separate(config, Ensemble(config).canvas[0])):
             ensemble = fitting(part)[0]
             if compiled:
@@ -220,6 +230,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--images", type=int, default=209, help="training pictures at most; banks grow with them")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--steps", type=int, help="of the discriminators, for a quick try")
     parser.add_argument("--only", nargs="+", choices=list(CONFIGS), default=list(CONFIGS))
     parser.add_argument("--device", default="auto")
     parser.add_argument("--throughput", action="store_true", help="table 4 without a CUDA device, too")
@@ -234,11 +245,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.only:
             fitting = Fitting(image_set, Path(folder) / name, device)
-            ensemble, seconds = fitting(CONFIGS[name]())
+            config = CONFIGS[name]()
+            ensemble, seconds = fitting(with_steps(config, arguments.steps) if arguments.steps else config)
             tables["fit"].append(fit_row(name, seconds))
             tables["prediction"].append(prediction_row(ensemble, samples, arguments.rounds, fitting))
             if ensemble.config.heads:
-                fused, _ = fitting(feature_level(ensemble.config))
+                fused, _ = fitting(with_steps(feature_level(ensemble.config), SHORT))
                 tables["prediction"].append(prediction_row(fused, samples, arguments.rounds, fitting))
             tables["separate"].append(separate_row(ensemble, samples, max(1, arguments.rounds // 2), fitting))
         if device.type == "cuda" or arguments.throughput:
