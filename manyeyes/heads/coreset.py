@@ -41,10 +41,14 @@ def coreset_coordinates(features: Tensor, dimensions: int = 64) -> Tensor:
     mean = features.mean(dim=0)
     if d <= dimensions:
         return features - mean
-    rows = features[:: -(-n // AXES_ROWS)] - mean
-    covariance = (rows.T @ rows).double() / len(rows)
-    axes = torch.linalg.eigh(covariance).eigenvectors[:, -dimensions:].flip(1).to(features)
+    axes = _leading_axes(features[:: -(-n // AXES_ROWS)] - mean, dimensions)
     return torch.addmm(-(mean @ axes), features, axes)
+
+
+def _leading_axes(centred: Tensor, dimensions: int) -> Tensor:
+    """Shapes: (n, d) -> (d, dimensions), by falling variance."""
+    covariance = (centred.T @ centred).double() / len(centred)
+    return torch.linalg.eigh(covariance).eigenvectors[:, -dimensions:].flip(1).to(centred)
 
 
 @torch.no_grad()

@@ -21,7 +21,6 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from manyeyes.config import Config
-from manyeyes.device import training_precision
 from manyeyes.errors import DataError, ShapeError
 from manyeyes.heads.contract import MapHead
 from manyeyes.heads.positions import sample_positions
@@ -105,9 +104,7 @@ class Discriminator(MapHead):
             rows = torch.randint(len(features), (config.batch,), generator=generator, device=device)
             normal = features[rows]
             both = torch.cat([normal, normal + self._noise(normal.shape, low, high, generator)])
-            with training_precision(device):  # for the large product alone: the rest costs little and sets the digits
-                seen = hidden(both)
-            judged = network[1:](seen.float())[:, 0]
+            judged = network(both)[:, 0]
             good, fake = judged.split(config.batch)
             loss = F.relu(MARGIN - good).mean() + F.relu(MARGIN + fake).mean()
             optimiser.zero_grad(set_to_none=True)

@@ -1,4 +1,7 @@
 import importlib.util
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,6 +10,7 @@ from torch import Tensor
 
 from manyeyes.errors import ConfigError
 from manyeyes.heads import MemoryBankConfig, greedy_coreset
+from manyeyes.heads.coreset import AXES_ROWS
 from manyeyes.heads.memory_bank import MemoryBank, nearest_weight
 from manyeyes.heads.nearest import faiss_nearest, nearest_entries
 
@@ -125,11 +129,46 @@ def test_a_bank_for_ten_thousand_images_fits_in_four_gigabytes():
     config, channels, positions = MemoryBankConfig(), 1536, 10_000 * 32 * 32
     assert config.ratio * positions > config.max_entries, "the limits are reached: more images change nothing"
     assert positions > config.candidates
-    drawn = config.candidates * (channels + 3)  # with each position's key, order and image
-    chosen_on = config.candidates * (3 * config.coreset_dimensions + 4)  # coordinates, and rows and queries lifted
     bank = config.max_entries * channels
     search = 2 * bank + 2 * config.chunk**2
-    assert 4 * (drawn + chosen_on + bank + search) < 4e9
+    assert fit_bytes(config.candidates, channels) + 4 * (bank + search) < 4e9
+
+
+def fit_bytes(candidates: int, channels: int) -> int:
+    """What a fit holds at most, while it looks for axes or while it picks."""
+    drawn = candidates * (channels + 6)  # with each position's key, order and image, 8 bytes each
+    coordinates = candidates * MemoryBankConfig().coreset_dimensions
+    axes = min(candidates, AXES_ROWS) * channels
+    picking = 4 * coordinates + 8 * candidates  # coordinates, those around the first pick, rows and queries lifted
+    return 4 * (drawn + max(axes, picking))
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of a process is read from Linux")
+def test_a_fit_holds_what_the_arithmetic_says_and_no_copy_besides():
+    candidates, channels = 65_536, 384
+    script = f"""
+import torch
+from manyeyes.heads import MemoryBankConfig
+
+def status(key):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key)) * 1024
+
+def fit(candidates, images):
+    draws = torch.Generator().manual_seed(0)
+    batches = (torch.randn(4, {channels}, 32, 32, generator=draws) for _ in range(images // 4))
+    MemoryBankConfig(candidates=candidates, max_entries=64).build({channels}).fit(batches, 0)
+
+torch.set_num_threads(1)
+fit(256, 4)
+open("/proc/self/clear_refs", "w").write("5")
+before = status("VmRSS")
+fit({candidates}, 72)
+print(status("VmHWM") - before)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=True)
+    held = int(done.stdout)
+    # A third is left for what does not grow with the fit; one copy of the candidates would add half.
+    assert candidates * channels * 4 < held < 1.35 * fit_bytes(candidates, channels)
 
 
 def test_missing_faiss_is_named_when_the_head_is_built(monkeypatch):
