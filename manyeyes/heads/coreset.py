@@ -48,7 +48,8 @@ def coreset_coordinates(features: Tensor, dimensions: int = 64) -> Tensor:
 def _leading_axes(centred: Tensor, dimensions: int) -> Tensor:
     """Shapes: (n, d) -> (d, dimensions), by falling variance."""
     covariance = (centred.T @ centred).double() / len(centred)
-    return torch.linalg.eigh(covariance).eigenvectors[:, -dimensions:].flip(1).to(centred)
+    vectors: Tensor = torch.linalg.eigh(covariance).eigenvectors
+    return vectors[:, -dimensions:].flip(1).to(centred)
 
 
 @torch.no_grad()

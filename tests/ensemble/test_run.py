@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 import yaml
 from conftest import small_config, small_member, small_trunk
@@ -200,8 +201,8 @@ def test_other_weights_under_the_old_name_are_refused(parts: ImageSet, tmp_path:
     path = tmp_path / "trunk.safetensors"
 
     def write_weights(seed: int) -> None:
-        network = small_trunk(seed).build().network
-        save_file({name: value.contiguous() for name, value in network.state_dict().items()}, str(path))
+        torch.manual_seed(seed)
+        save_file(timm.create_model(small_trunk().architecture, num_classes=0).state_dict(), str(path))
 
     write_weights(0)
     trunk = small_trunk().model_copy(update={"weights": str(path)})
