@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from manyeyes import __version__
-from manyeyes.backbones import PatchCoreConfig, PdnTrunkConfig
+from manyeyes.backbones import PatchCoreConfig, PdnTrunkConfig, TimmTrunkConfig
 from manyeyes.cli import app
 from manyeyes.data import ImageSet
 from manyeyes.ensemble import PRESETS, EnsembleConfig, load_config, load_run
@@ -382,10 +382,12 @@ def test_distilling_a_teacher(manyeyes: Call, tmp_path: Path, refused: Callable[
     assert (figures["pictures"], figures["held_out_pictures"]) == (6, 2)
     assert len(figures["explained_per_channel"]) == 384
     assert figures["config"]["steps"] == 2
+    trunk = TimmTrunkConfig(architecture="resnet10t", weights="random", size=96)
+    assert figures["trunk_digest"] == trunk.build().weights_digest
     assert sorted(path.name for path in out.parent.iterdir()) == ["pdn.json", "pdn.safetensors"]
     assert {value.dtype for value in load_file(out).values()} == {torch.float16}
-    trunk = PdnTrunkConfig(size="medium", weights=str(out), image_size=40).build()
-    assert trunk(torch.rand(1, 3, 40, 40), ["teacher"])["teacher"].isfinite().all()
+    teacher = PdnTrunkConfig(size="medium", weights=str(out), image_size=40).build()
+    assert teacher(torch.rand(1, 3, 40, 40), ["teacher"])["teacher"].isfinite().all()
 
     words = words[:7]
     assert "expected a name that ends in .safetensors" in refused(*words, "--out", tmp_path / "teacher.pth")

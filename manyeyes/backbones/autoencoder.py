@@ -56,3 +56,16 @@ def autoencoder(image_size: Grid, out: Grid, channels: int) -> nn.Sequential:
     layers += [Resize(last), nn.Conv2d(CODE, CODE, 3, padding=1), nn.ReLU(inplace=True)]
     layers.append(nn.Conv2d(CODE, channels, 3, padding=1))
     return nn.Sequential(*layers)
+
+
+def draw_as_he(network: nn.Sequential) -> None:
+    """Draw all convolutions anew with a variance that passes through ReLUs unchanged; biases begin at 0.
+
+    Source: He et al., ICCV 2015, arXiv 1502.01852. PyTorch's own draw shrinks values from layer to layer, so that a
+    deep network begins with a picture of nothing.
+    """
+    for layer in network:
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)

@@ -67,13 +67,17 @@ class DistillationConfig(Config):
 
 @dataclass(frozen=True)
 class Distilled:
-    """``network`` has the published keys; ``explained`` is the share of variance per channel on held-out pictures."""
+    """``network`` has the published keys; ``explained`` is the share of variance per channel on held-out pictures.
+
+    ``trunk_digest`` says which weights it has learned from, whatever name they were found under.
+    """
 
     network: nn.Sequential
     explained: Tensor
     overall: float
     pictures: int
     steps: int
+    trunk_digest: str
 
 
 def one_cycle(step: int, steps: int, peak: float, rise: float = 0.15) -> float:
@@ -160,7 +164,8 @@ class Distillation:
             gone = improve_last(plain, self._fresh(), share=0.25, seed=self.config.seed)
             self.progress.say(f"fitting the last layer took away {gone:.1%} of the error that was left")
         explained, overall = self.explained(plain)
-        return Distilled(plain.cpu(), explained, overall, len(self.held), self.config.steps)
+        digest = self.targets.trunk.weights_digest
+        return Distilled(plain.cpu(), explained, overall, len(self.held), self.config.steps, digest)
 
     def _standardise(self, targets: Sequence[Tensor]) -> None:
         values = torch.stack([target.float() for target in targets])

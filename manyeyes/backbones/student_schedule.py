@@ -30,15 +30,28 @@ class Schedule(Config):
         0, ge=0, description="start as the teacher, its last layer fitted to so many good pictures; 0: drawn afresh"
     )
     ridge: float = Field(1e-2, gt=0, description="ridge of that fit, relative to the mean square of an input")
+    autoencoder_rate: float | None = Field(None, gt=0, description="Adam's rate of the autoencoder; null: the same")
+    he: bool = Field(False, description="the autoencoder is drawn as He et al. 2015 do, so that it learns at once")
     statistics: int | None = Field(None, ge=1, description="pictures that the teacher is standardised on; null: all")
 
-    def rate(self, step: int) -> float:
-        """Adam's rate at a step, counted from 0."""
-        return self.learning_rate * (LATE_RATE if step >= LATE * self.steps else 1.0)
+    def rates(self, step: int) -> tuple[float, float]:
+        """Adam's rates of student and autoencoder at a step, counted from 0."""
+        share = LATE_RATE if step >= LATE * self.steps else 1.0
+        return share * self.learning_rate, share * (self.autoencoder_rate or self.learning_rate)
 
 
 PAPER = Schedule()
-SHORT = Schedule(steps=300, images=2, crop=96, learning_rate=5e-4, one_view=True, start=32, statistics=32)
+SHORT = Schedule(
+    steps=300,
+    images=2,
+    crop=96,
+    learning_rate=5e-4,
+    one_view=True,
+    start=32,
+    autoencoder_rate=1e-3,
+    he=True,
+    statistics=32,
+)
 """What a CPU affords (docs/efficientad.md)."""
 
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from manyeyes.backbones.autoencoder import autoencoder
+from manyeyes.backbones.autoencoder import autoencoder, draw_as_he
 from manyeyes.backbones.contract import PicturesIn
 from manyeyes.backbones.distillation_network import refit_last
 from manyeyes.backbones.pdn import (
@@ -55,6 +55,8 @@ class StudentTraining:
             torch.manual_seed(seed)
             student = patch_description_network(teacher.size, 2 * CHANNELS)
             coder = autoencoder(teacher.input_size, grid, CHANNELS)
+            if self.schedule.he:
+                draw_as_he(coder)
         self.student, self.autoencoder = (
             network.to(self.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
             for network in (student, coder)
@@ -80,8 +82,8 @@ class StudentTraining:
         if not len(pictures):
             raise DataError("EfficientAD: there is no picture to train on")
         natural = self._natural(pictures_in, folder, progress)
-        weights = [*self.student.parameters(), *self.autoencoder.parameters()]
-        optimiser = torch.optim.Adam(weights, weight_decay=self.schedule.weight_decay)
+        groups = [{"params": list(network.parameters())} for network in (self.student, self.autoencoder)]
+        optimiser = torch.optim.Adam(groups, weight_decay=self.schedule.weight_decay)
         found = load_checkpoint(checkpoint, identity, self.networks, optimiser) if checkpoint is not None else None
         if found is None:
             self._standardise(pictures)
@@ -138,8 +140,8 @@ class StudentTraining:
         schedule = self.schedule
         generator = drawn_at(self.seed, STEP, step)
         torch.manual_seed(int(torch.randint(1 << 40, (), generator=generator)))  # what the autoencoder drops
-        for group in optimiser.param_groups:
-            group["lr"] = schedule.rate(step)
+        for group, rate in zip(optimiser.param_groups, schedule.rates(step), strict=True):
+            group["lr"] = rate
         images = self._draw(pictures, generator)
         coloured = change_colours(images, generator).to(self.device)
         y, x, h, w = window = self._window(generator)

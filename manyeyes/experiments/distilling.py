@@ -84,6 +84,7 @@ def distil_folder(
         "explained_per_channel": [round(float(value), 4) for value in found.explained],
         "held_out_pictures": found.pictures,
         "pictures": len(samples),
+        "trunk_digest": found.trunk_digest,
         "config": config.model_dump(mode="json"),
         "manyeyes": __version__,
     }

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from manyeyes.backbones.autoencoder import Resize, autoencoder
+from manyeyes.backbones.autoencoder import Resize, autoencoder, draw_as_he
 from manyeyes.backbones.pdn import cells
 
 # kernel, in, out and the side of the map that comes out, at 256 px
@@ -58,3 +58,19 @@ def test_any_size_and_aspect_ends_on_the_teachers_grid_through_one_code(size: tu
     assert tuple(codes[0].shape) == (2, 64, 1, 1)
     assert value.isfinite().all()
     assert not torch.equal(value[0], value[1])
+
+
+def test_drawn_as_he_a_picture_passes_through_and_by_default_it_does_not() -> None:
+    torch.manual_seed(0)
+    network, picture = autoencoder((64, 64), (16, 16), 8).eval(), torch.randn(2, 3, 64, 64)
+
+    def difference() -> float:
+        with torch.no_grad():
+            first, second = network(picture)
+        return float((first - second).std())
+
+    assert difference() < 1e-3
+    draw_as_he(network)
+    assert difference() > 0.05
+    biases = [layer.bias for layer in network if isinstance(layer, nn.Conv2d)]
+    assert all(not bool(bias.any()) for bias in biases if bias is not None)

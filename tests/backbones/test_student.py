@@ -64,7 +64,10 @@ def test_colours_of_an_image_do_not_depend_on_those_before_it() -> None:
 
 
 def test_the_rate_falls_to_a_tenth_for_the_last_twentieth() -> None:
-    assert [Schedule(steps=40).rate(step) for step in (0, 37, 38, 39)] == pytest.approx([1e-4, 1e-4, 1e-5, 1e-5])
+    found = [Schedule(steps=40, autoencoder_rate=1e-3).rates(step) for step in (0, 37, 38, 39)]
+    assert [student for student, _ in found] == pytest.approx([1e-4, 1e-4, 1e-5, 1e-5])
+    assert [coder for _, coder in found] == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4])
+    assert Schedule().rates(0) == (1e-4, 1e-4), "the paper has one rate"
 
 
 def test_the_defaults_are_the_papers() -> None:
