@@ -9,7 +9,7 @@ We differ (docs/uflow.md):
 - the quantiles are those of every channel on held-out normals, not the chi-squared law's, which flows do not keep;
 - neighbouring values depend on each other, so a count stands for fewer trials: how many fewer is read off the variance
   and the tail of the counts on held-out normals. On independent standard normal values both change nothing;
-- a second, rarer quantile is counted besides 0.9: a single smooth map can never be improbable at 0.9 alone;
+- a second, rarer quantile is counted besides 0.9: a single smooth map is hardly ever improbable at 0.9;
 - a mark ends where its significance falls below a share of its peak: windows that only touch a defect count too.
 """
 

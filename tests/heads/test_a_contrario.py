@@ -127,7 +127,7 @@ def test_a_defect_is_marked_where_it_is_and_normal_values_are_not() -> None:
 
 
 def test_a_single_smooth_map_can_be_marked() -> None:
-    """At a chance of 0.1 no count of a few dependent values is improbable enough, however large they are."""
+    """At a chance of 0.1 no count in a 3 x 3 window of dependent values is improbable, however large they are."""
     maps = smooth_noise(3, 1)
     maps[0][1, :, 10:16, 10:16] += 20
     default = AContrarioConfig().build().fit([smooth_noise(60, 0)])
