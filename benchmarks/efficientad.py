@@ -29,7 +29,8 @@ from manyeyes.backbones.student_schedule import Schedule, TrainingConfig
 from manyeyes.data import ImageBatches, ImageSet, read_image_set
 from manyeyes.device import resolve_device
 from manyeyes.ensemble import EnsembleConfig, Extraction, FeatureStore, MemberConfig, fit_ensemble
-from manyeyes.ensemble.presets import efficientad_member, eye, plain_sum, pooled_student_member, score_level
+from manyeyes.ensemble.presets import efficientad_member, eye, pooled_student_member, score_level
+from manyeyes.ensemble.presets import puad as puad_of
 from manyeyes.experiments.compare import run_study
 from manyeyes.experiments.study import Cell, Study
 from manyeyes.files import write_text
@@ -59,7 +60,7 @@ def puads(trunk: EfficientAdTrunkConfig) -> list[EnsembleConfig]:
     alone, pooled = trained(efficientad_member(), trunk), pooled_student_member()
     student = trained(pooled, trunk)
     teacher = trained(pooled, trunk, maps=("teacher_pooled",))
-    return [plain_sum("puad", (alone, student)), plain_sum("puad-teacher", (alone, teacher))]
+    return [puad_of("puad", alone, student), puad_of("puad-teacher", alone, teacher)]
 
 
 def variants(base: EnsembleConfig, trunk: EfficientAdTrunkConfig) -> list[EnsembleConfig]:

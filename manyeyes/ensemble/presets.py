@@ -121,6 +121,11 @@ def pooled_student_member() -> MemberConfig:
     return MemberConfig(name="pooled", extractor=extractor, heads=(GaussianConfig(),), fusion=PLAIN, fuse=False)
 
 
+def puad(name: str, picturable: MemberConfig, unpicturable: MemberConfig) -> EnsembleConfig:
+    """PUAD: a picturable and an unpicturable score, combined as everything here; the paper has combiner ``sum``."""
+    return EnsembleConfig(name=name, members=(picturable, unpicturable), fusion=ScoreLevelConfig())
+
+
 def uflow_member() -> MemberConfig:
     """U-Flow with its own head. A size for the CPU; the paper's is 448 px, with `paper_schedule` on a GPU."""
     extractor = uflow_pyramid("resnet18", "tv_in1k", 256)
@@ -157,8 +162,8 @@ _ALL = (
     ),
     Preset(
         "puad",
-        lambda: plain_sum("puad", (efficientad_member(), pooled_student_member())),
-        "EfficientAD's score and the Mahalanobis distance of its student's pooled features, summed",
+        lambda: puad("puad", efficientad_member(), pooled_student_member()),
+        "EfficientAD's score and the Mahalanobis distance of its student's pooled features",
     ),
     Preset(
         "uflow",
