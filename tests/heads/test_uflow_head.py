@@ -112,6 +112,7 @@ def test_progress_reaches_the_end_step_by_step() -> None:
 
 
 def fit_and_die(checkpoint: str, at: int) -> None:
+    torch.set_num_threads(1)  # as in the process that resumes: other threads, other bits
     flow_training.BETWEEN = 2
 
     def advance(done: int, total: int) -> None:
