@@ -167,8 +167,9 @@ print(status("VmHWM") - before)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=True)
     held = int(done.stdout)
-    # A third is left for what does not grow with the fit; one copy of the candidates would add half.
-    assert candidates * channels * 4 < held < 1.35 * fit_bytes(candidates, channels)
+    # Libraries and a fragmented heap take more than half of one copy; a hidden copy would come on top of that.
+    one_copy = 4 * candidates * channels
+    assert one_copy < held < fit_bytes(candidates, channels) + one_copy
 
 
 def test_missing_faiss_is_named_when_the_head_is_built(monkeypatch):
