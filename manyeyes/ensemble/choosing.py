@@ -82,12 +82,12 @@ def choose_fitted(
             progress=progress.step("making defects"),
         )
     made_taps, made = extraction(wide.eyes, made, made_frame(frame), "extracting made defects", progress)
-    normal, _ = wide.read(taps, progress.step("judging validation normals"))
-    spoilt, _ = wide.read(made_taps, progress.step("judging made defects"))
-    choice = choose(wide.config, Evidence(arrays(normal), arrays(spoilt), [sample.group for sample in made]))
+    normal = arrays(wide.read(taps, progress.step("judging validation normals"))[0])
+    spoilt = arrays(wide.read(made_taps, progress.step("judging made defects"))[0])
+    choice = choose(wide.config, Evidence(normal, spoilt, [sample.group for sample in made]))
     ensemble = narrowed(wide, choice).settle(taps, progress=progress)
     ensemble.notes += choice.notes
-    return Chosen(ensemble, choice, made, wide, arrays(normal))
+    return Chosen(ensemble, choice, made, wide, normal)
 
 
 def narrowed(wide: Ensemble, choice: Choice) -> Ensemble:
