@@ -21,7 +21,7 @@ from manyeyes.ensemble.config import head_names
 from manyeyes.ensemble.memory import Memory, fit_anew
 from manyeyes.ensemble.reading import Embeddings, Reading, Taps, TapSource
 from manyeyes.errors import NotFittedError, ShapeError
-from manyeyes.fusion import Folded, Fusion, FusionConfig
+from manyeyes.fusion import Folded, Fusion, FusionConfig, KnownMoments
 from manyeyes.heads import HeadConfig
 from manyeyes.heads.contract import MapHead, Pyramid, PyramidHead, VectorHead
 from manyeyes.maps import Grid, MapSpec, finest_grid, neighbourhood_mean, pooled
@@ -145,14 +145,22 @@ class Branch(nn.Module):
                 scores[name] = head.score(vectors)
         return Judgement(scores, maps, evidence)
 
-    def fit(self, taps: TapSource, seed: int, advance: Advance, memory: Memory = fit_anew) -> Self:
+    def fit(
+        self,
+        taps: TapSource,
+        seed: int,
+        advance: Advance,
+        memory: Memory = fit_anew,
+        known: KnownMoments | None = None,
+    ) -> Self:
         """Fit the block, then every head. Reads the taps once for the block and once for all heads on the embedding;
-        heads on the pyramid read them themselves. What ``memory`` knows is not fitted."""
+        heads on the pyramid read them themselves. What ``memory`` knows is not fitted; ``known`` are moments that
+        other branches took of the same taps."""
         parts = PARTS if "pyramid" in self.reads else 1
         steps = (1 + len(self.names)) * parts
         vectors: list[Tensor] = []
         if self.fusion is not None:
-            memory(self, taps, self.fusion_config, self.fusion, lambda: vectors.extend(self._fit_fusion(taps)))
+            memory(self, taps, self.fusion_config, self.fusion, lambda: vectors.extend(self._fit_fusion(taps, known)))
         self.finish_fusion()
         checkpoints = self.checkpoints(taps, seed)
         with (
@@ -205,7 +213,7 @@ class Branch(nn.Module):
             vectors.extend(Reading(taps, lambda batch: pooled(self.raw_maps(batch))))
         head.fit(vectors, seed)
 
-    def _fit_fusion(self, taps: TapSource) -> list[Tensor]:
+    def _fit_fusion(self, taps: TapSource, known: KnownMoments | None) -> list[Tensor]:
         """Fit the block; give the pooled features, (b, c) per batch, seen on the way where a head wants them."""
         vectors: list[Tensor] = []
         wanted = len(taps) if "vector" in self.reads else 0
@@ -216,7 +224,7 @@ class Branch(nn.Module):
                 vectors.append(pooled(raw))
             return self.pyramid(raw)
 
-        cast(Fusion, self.fusion).fit(Reading(taps, look))
+        cast(Fusion, self.fusion).fit(Reading(taps, look), known)
         return vectors
 
     def load_fitted(self, state: Mapping[str, Tensor], prefix: str) -> None:

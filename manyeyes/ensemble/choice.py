@@ -86,17 +86,23 @@ def proxies(normal: Array, made: Array, groups: Sequence[str]) -> dict[str, floa
     return {**found, "mean": float(np.mean(list(found.values())))}
 
 
-def weigh(by_head: Sequence[Mapping[str, float]], normals: int) -> Array:
+def weigh(by_head: Sequence[Mapping[str, float]], normals: int, picturable: Sequence[bool] | None = None) -> Array:
     """Weights of heads from their proxies, the greatest 1: powers of the distance from chance, shrunk towards equal.
 
-    The power is taken of each group apart, so that a head which sees one group alone keeps half of its weight.
+    The power is taken of each group apart, so that a head which sees one group alone keeps half of its weight. Heads
+    that draw a map are compared with each other, the others likewise; between the two branches only the square root of
+    the ratio counts: a made defect fills a small part of the picture, and pooled features hide what is small.
 
-    Shapes: k -> (k,).
+    Shapes: k, k (whether a head draws a map; by default all do) -> (k,).
     """
     above = [[max(0.0, 2 * value - 1) for group, value in proxy.items() if group != "mean"] for proxy in by_head]
     raw = np.array([np.mean(np.power(values, SHARPNESS)) for values in above])
     if not raw.any():
         return np.ones(len(raw))
+    drawn = np.ones(len(raw), bool) if picturable is None else np.array(picturable)
+    for branch in (drawn, ~drawn):
+        if raw[branch].any():
+            raw[branch] /= np.sqrt(raw[branch].mean())
     trust = normals / (normals + EQUAL_WORTH)
     mixed = trust * raw / raw.mean() + (1 - trust)
     return np.asarray(mixed / mixed.max())
@@ -118,7 +124,9 @@ def choose(config: EnsembleConfig, evidence: Evidence) -> Choice:
     best: tuple[FusionConfig, dict[str, float], float] | None = None
     for candidate in config.fusion.candidates:
         names = [*(head_names(candidate.kind, config.heads) if candidate in config.fusion.fused else ()), *own]
-        weights = _kept(names, weigh([by_head[name] for name in names], len(evidence.normal[names[0]])), by_head, drawn)
+        proxy = [by_head[name] for name in names]
+        weights = weigh(proxy, len(evidence.normal[names[0]]), [name in drawn for name in names])
+        weights = _kept(names, weights, by_head, drawn)
         considered["strategies"][f"{candidate.kind}, equal weights"] = dict.fromkeys(names, 1.0)
         considered["strategies"][candidate.kind] = weights
         value = _judged(config, evidence, weights)["mean"]

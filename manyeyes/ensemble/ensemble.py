@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Self, cast
 
 import torch
@@ -19,7 +18,7 @@ from manyeyes.ensemble.spread import spread
 from manyeyes.ensemble.threshold import conformal_threshold
 from manyeyes.errors import DataError, NotFittedError
 from manyeyes.fitted import Fitted
-from manyeyes.fusion import Combiner, ScoreNormaliser, ZScoreConfig
+from manyeyes.fusion import Combiner, KnownMoments, ScoreNormaliser, ZScoreConfig
 from manyeyes.maps import Grid, to_grid
 from manyeyes.progress import Advance, Progress, Silent
 
@@ -150,9 +149,10 @@ class Ensemble(Fitted):
         progress = progress or Silent()
         require_difference(train)
         self.notes = list(self._declared_notes)
+        known = KnownMoments()
         for branch in self._branches():
             advance = progress.step(f"fitting {branch.name}")
-            branch.fit(train.only(branch.tap_keys), self.config.seed, advance, memory)
+            branch.fit(train.only(branch.tap_keys), self.config.seed, advance, memory, known)
             branch.calibrate(validation.only(branch.tap_keys))
         self.settle(validation, labelled, progress)
         for branch in self._branches():
@@ -182,14 +182,25 @@ class Ensemble(Fitted):
         return self
 
     def read(self, taps: TapSource, advance: Advance) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Every head's raw scores (n,), and its maps (n, h, w) on the branch's small grid."""
-        parts: list[Judgement] = []
+        """Every head's raw scores (n,), and its maps (n, h, w) on the branch's small grid.
+
+        They are written into tensors of their full size: many small ones that stay, made between large ones that go,
+        would leave memory in pieces that nothing fits into again.
+        """
+        scores: dict[str, Tensor] = {}
+        maps: dict[str, Tensor] = {}
+        done = 0
         with torch.inference_mode():
             for batch in taps:
-                parts.append(replace(self.judge(batch), evidence={}))  # large, and not wanted here
-                advance(sum(len(next(iter(part.scores.values()))) for part in parts), len(taps))
-        scores = {name: torch.cat([part.scores[name] for part in parts]) for name in self.names}
-        maps = {name: torch.cat([part.maps[name] for part in parts]) for name in self.map_normalisers}
+                judgement = self.judge(batch)
+                for found, parts in ((scores, judgement.scores), (maps, judgement.maps)):
+                    for name, part in parts.items():
+                        if name not in found:
+                            with torch.inference_mode(False):  # what is fitted on them may be changed later
+                                found[name] = part.new_empty(len(taps), *part.shape[1:])
+                        found[name][done : done + len(part)] = part
+                done += len(next(iter(judgement.scores.values())))
+                advance(done, len(taps))
         for name, value in scores.items():
             if not bool(torch.isfinite(value).all()):
                 raise DataError(

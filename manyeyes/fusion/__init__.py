@@ -16,6 +16,7 @@ from manyeyes.fusion.concatenate import ConcatenateConfig
 from manyeyes.fusion.contract import Combiner, Fusion, MapBatches, Projection, ScoreNormaliser
 from manyeyes.fusion.folded import Folded
 from manyeyes.fusion.independent import IndependentPcaConfig
+from manyeyes.fusion.moments import KnownMoments
 from manyeyes.fusion.normalise import (
     MinMaxConfig,
     NormaliserConfig,
@@ -40,6 +41,7 @@ __all__ = [
     "FusionConfig",
     "GlobalPcaConfig",
     "IndependentPcaConfig",
+    "KnownMoments",
     "MapBatches",
     "MaxConfig",
     "MeanConfig",

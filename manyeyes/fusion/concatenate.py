@@ -12,7 +12,7 @@ from torch import Tensor
 
 from manyeyes.config import Config
 from manyeyes.fusion.contract import Fusion, Projection
-from manyeyes.fusion.moments import channel_variance, positions, total_variance
+from manyeyes.fusion.moments import KnownMoments, channel_variance, positions, total_variance
 from manyeyes.fusion.pca import channel_owners
 from manyeyes.maps import Grid, MapSpec, to_grid
 
@@ -50,7 +50,8 @@ class Concatenate(Fusion):
             start += spec.channels
         return tuple(parts), torch.zeros_like(self.scale_)
 
-    def _fit(self, batches: Iterator[tuple[Tensor, ...]]) -> None:
+    def _fit(self, batches: Iterator[tuple[Tensor, ...]], known: KnownMoments) -> None:
+        del known  # variances alone are cheap
         mean, variance = channel_variance(chunk for maps in batches for chunk in positions(maps, self.grid))
         owner = channel_owners(self).to(mean.device)
         scale, energy = torch.ones_like(mean), []

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from manyeyes.errors import DataError, ShapeError
 from manyeyes.fitted import Fitted
+from manyeyes.fusion.moments import KnownMoments
 from manyeyes.maps import Grid, MapSpec, check_maps
 
 MapBatches = Iterable[tuple[Tensor, ...]]
@@ -78,14 +79,16 @@ class Fusion(Fitted, ABC):
     def projections(self) -> tuple[tuple[Projection, ...], Tensor]:
         """What the block does, as matrices: one `Projection` per map, and the bias (d,) that is added last."""
 
-    def fit(self, batches: MapBatches) -> Self:
+    def fit(self, batches: MapBatches, known: KnownMoments | None = None) -> Self:
         """Learn from normal images. Shapes: batches of k x (b, c_i, h_i, w_i).
+
+        ``known`` has the moments that other blocks took of the same images; the batches are read for what is missing.
 
         Raises: ShapeError if a batch is not as ``specs`` declare; DataError if there is no image, or too few, or a
         value is not finite.
         """
         with torch.no_grad():
-            self._fit(self._checked(batches))
+            self._fit(self._checked(batches), known or KnownMoments())
         return self
 
     def transform(self, maps: tuple[Tensor, ...]) -> Tensor:
@@ -96,7 +99,7 @@ class Fusion(Fitted, ABC):
             return self._transform(tuple(value.float() for value in maps))
 
     @abstractmethod
-    def _fit(self, batches: Iterator[tuple[Tensor, ...]]) -> None: ...
+    def _fit(self, batches: Iterator[tuple[Tensor, ...]], known: KnownMoments) -> None: ...
 
     @abstractmethod
     def _transform(self, maps: tuple[Tensor, ...]) -> Tensor: ...

@@ -18,7 +18,7 @@ from torch import Tensor
 from manyeyes.config import Config
 from manyeyes.errors import ConfigError
 from manyeyes.fusion.contract import Fusion, Projection
-from manyeyes.fusion.moments import Moments, positions, total_variance
+from manyeyes.fusion.moments import KnownMoments, Wanted, total_variance
 from manyeyes.fusion.pca import Components, gains, kept, most_components, principal_axes
 from manyeyes.maps import Grid, MapSpec, finest_grid, to_grid
 
@@ -99,12 +99,12 @@ class IndependentPca(Fusion):
         bias = -(self.weight_.double() @ self.mean_.double()).float()
         return tuple(parts[index] for index in range(len(self.specs))), bias
 
-    def _fit(self, batches: Iterator[tuple[Tensor, ...]]) -> None:
-        moments = {name: Moments(sum(self.specs[i].channels for i in maps)) for name, maps in self.members.items()}
-        for batch in batches:
-            for name, maps in self.members.items():
-                for chunk in positions(tuple(batch[index] for index in maps), self.grids[name]):
-                    moments[name].update(chunk)
+    def _fit(self, batches: Iterator[tuple[Tensor, ...]], known: KnownMoments) -> None:
+        wanted = {
+            Wanted(tuple(self.specs[index] for index in maps), self.grids[name]): maps
+            for name, maps in self.members.items()
+        }
+        moments = dict(zip(self.members, known.take(wanted, batches), strict=True))
         means = {name: value.mean for name, value in moments.items()}
         axes = {}
         for name, value in moments.items():

@@ -8,7 +8,8 @@ hold.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Self
 
 import torch
@@ -16,7 +17,7 @@ from einops import rearrange
 from torch import Tensor
 
 from manyeyes.errors import DataError
-from manyeyes.maps import Grid, to_grid
+from manyeyes.maps import Grid, MapSpec, to_grid
 
 ROWS = 8192
 """Samples per matrix product: large enough that the product dominates, small enough that a chunk stays under 100 MB."""
@@ -111,6 +112,38 @@ def positions(maps: tuple[Tensor, ...], grid: Grid) -> Iterator[Tensor]:
         resized = torch.cat([to_grid(value[start : start + images], grid) for value in maps], dim=1)
         # Channel by channel in memory: that copy is several times faster than the one to position by position.
         yield rearrange(resized, "b c h w -> c (b h w)").T
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Moments of these maps, side by side on this grid."""
+
+    specs: tuple[MapSpec, ...]
+    grid: Grid
+
+
+class KnownMoments:
+    """Moments that blocks fitted on the same pictures share: a member's own block and the fused one ask for the same.
+
+    Equals taking them anew, to the bit, where the pictures come in the same batches (tests/fusion/test_moments.py).
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[Wanted, Moments] = {}
+
+    def take(self, wanted: Mapping[Wanted, Sequence[int]], batches: Iterable[tuple[Tensor, ...]]) -> list[Moments]:
+        """Moments of what is wanted, each with the places of its maps in the batches.
+
+        The batches are read once for all that is not known yet, or not at all. Nothing is remembered of a stream that
+        breaks off. Raises: DataError if a value is not finite.
+        """
+        found = {each: Moments(sum(spec.channels for spec in each.specs)) for each in wanted if each not in self._known}
+        for maps in batches if found else ():
+            for each, moments in found.items():
+                for chunk in positions(tuple(maps[place] for place in wanted[each]), each.grid):
+                    moments.update(chunk)
+        self._known |= found
+        return [self._known[each] for each in wanted]
 
 
 def channel_variance(chunks: Iterable[Tensor]) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from manyeyes.config import Config
 from manyeyes.errors import DataError
 from manyeyes.fusion.contract import Fusion, Projection
-from manyeyes.fusion.moments import Moments, positions, total_variance
+from manyeyes.fusion.moments import KnownMoments, Wanted, total_variance
 from manyeyes.maps import Grid, MapSpec, to_grid
 
 
@@ -127,11 +127,8 @@ class GlobalPca(Fusion):
         bias = -(self.weight_.double() @ self.mean_.double()).float()
         return tuple(Projection(weight, 0, self.grid) for weight in slices), bias
 
-    def _fit(self, batches: Iterator[tuple[Tensor, ...]]) -> None:
-        moments = Moments(sum(spec.channels for spec in self.specs))
-        for maps in batches:
-            for chunk in positions(maps, self.grid):
-                moments.update(chunk)
+    def _fit(self, batches: Iterator[tuple[Tensor, ...]], known: KnownMoments) -> None:
+        (moments,) = known.take({Wanted(self.specs, self.grid): range(len(self.specs))}, batches)
         mean, covariance = moments.mean, moments.covariance()
         limit = most_components(moments.count, moments.channels, self.config.components)
         owner = channel_owners(self).to(mean.device)

@@ -88,6 +88,17 @@ def test_a_head_that_sees_one_group_alone_keeps_half_its_weight() -> None:
     assert weigh([one, both], 10**9)[0] == pytest.approx(0.5)
 
 
+def test_branches_are_compared_by_the_root_of_what_tells_heads_of_one_branch_apart() -> None:
+    """Pooled heads see a small made defect less than it says of them; a blind one has no weight all the same."""
+    proxies = [{"structural": value, "mean": value} for value in (0.9, 0.9, 0.7, 0.5)]
+    together, apart = weigh(proxies, 10**9), weigh(proxies, 10**9, [True, True, False, False])
+    assert together[2] == pytest.approx((0.4 / 0.8) ** 4)
+    assert apart[0] == apart[1] == 1
+    assert apart[2] == pytest.approx((0.4**4 / np.sqrt(0.4**4 / 2)) / 0.8**2)
+    assert together[3] == pytest.approx(0, abs=1e-6)
+    assert apart[3] == pytest.approx(0, abs=1e-6)
+
+
 def test_the_block_whose_map_sees_is_chosen_and_blind_heads_are_dropped() -> None:
     choice = choose(auto(), evidence({"global_pca/memory_bank": 6, "one/gaussian": 1.5}, normals=4000))
     assert choice.record["strategy"] == "global_pca"

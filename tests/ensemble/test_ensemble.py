@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from manyeyes.fusion import (
     ScoreLevelConfig,
     StackingLogisticConfig,
 )
+from manyeyes.fusion.moments import Moments
 from manyeyes.heads import GaussianConfig, MemoryBankConfig
 
 CPU = torch.device("cpu")
@@ -130,6 +132,49 @@ def test_each_trunk_runs_once_per_batch_whatever_is_fitted(
     seen.clear()
     ensemble.predict(images(ensemble, parts.test))
     assert list(seen.values()) == [1, 1]
+
+
+def test_a_members_own_block_and_the_fused_one_take_its_moments_once(
+    parts: ImageSet, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: Counter[Moments] = Counter()
+    update = Moments.update
+
+    def counted(self: Moments, chunk: Tensor) -> Moments:
+        seen[self] += len(chunk)
+        return update(self, chunk)
+
+    monkeypatch.setattr(Moments, "update", counted)
+    members = (small_member("one", heads=(BANK,)), small_member("two", 1, heads=(BANK,)))
+    fitted(small_config(members=members, fusion=IndependentPcaConfig(components=8)), parts, store)
+    assert len(seen) == 2, "two members, two blocks each"
+
+
+def test_reading_scores_keeps_no_batch(parts: ImageSet, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small tensors that stay between large ones that go cost gigabytes on many pictures: the heap falls in pieces."""
+    ensemble = fitted(small_config(), parts, store)
+    config = ensemble.config
+    taps, _, _ = FeatureStore(store).extract(
+        ensemble.eyes, parts.train, config.frame.sized(ensemble.canvas), batch_size=4, device=CPU
+    )
+    judged: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+    judge = Ensemble.judge
+
+    def watched(self: Ensemble, batch: Any) -> Any:
+        alive.append(sum(reference() is not None for reference in judged[:-1]))
+        judgement = judge(self, batch)
+        judged.extend(weakref.ref(value) for value in (*judgement.scores.values(), *judgement.maps.values()))
+        return judgement
+
+    expected = ensemble.read(taps, lambda *_: None)
+    monkeypatch.setattr(Ensemble, "judge", watched)
+    scores, maps = ensemble.read(taps, lambda *_: None)
+    kept = len(ensemble.names) + len(ensemble.map_normalisers)
+    assert len(alive) == 3
+    assert max(alive) < kept, "at most the batch before this one"
+    for found, wanted in zip((scores, maps), expected, strict=True):
+        assert all(len(value) == 10 and torch.equal(value, wanted[name]) for name, value in found.items())
 
 
 def test_fit_leaves_the_taps_as_they_were(parts: ImageSet, store: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manyeyes.errors import DataError
-from manyeyes.fusion.moments import BLOCK, ROWS, Moments, channel_variance, positions
-from manyeyes.maps import to_grid
+from manyeyes.fusion import GlobalPcaConfig, IndependentPcaConfig, KnownMoments
+from manyeyes.fusion.moments import BLOCK, ROWS, Moments, Wanted, channel_variance, positions
+from manyeyes.maps import MapSpec, to_grid
 
 CHANNELS = 6
 
@@ -109,3 +112,61 @@ def test_positions_are_those_of_the_resized_maps() -> None:
     assert max(len(chunk) for chunk in chunks) <= ROWS
     expected = torch.cat([to_grid(value, (60, 60)) for value in maps], dim=1).movedim(1, -1).reshape(-1, 5)
     assert torch.equal(torch.cat(chunks), expected)
+
+
+MAPS = (MapSpec("a/1", 3, 4, (8, 8)), MapSpec("b/1", 2, 4, (8, 8)), MapSpec("b/2", 4, 8, (4, 4)))
+
+
+class Stream:
+    """Two batches of maps as `MAPS` names them, counting how often they are read."""
+
+    def __init__(self) -> None:
+        random = torch.Generator().manual_seed(0)
+        self.batches = [
+            tuple(torch.randn(5, spec.channels, *spec.grid, generator=random) for spec in MAPS) for _ in range(2)
+        ]
+        self.readings = 0
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, ...]]:
+        self.readings += 1
+        yield from self.batches
+
+
+@pytest.mark.parametrize("kind", [IndependentPcaConfig, GlobalPcaConfig])
+def test_blocks_on_the_same_pictures_share_their_moments_to_the_bit(
+    kind: type[IndependentPcaConfig] | type[GlobalPcaConfig],
+) -> None:
+    """The fused block of two members, then member b's own block, which reads other maps at other places."""
+    known, stream, alone = KnownMoments(), Stream(), Stream()
+    fused = IndependentPcaConfig(components=4).build(MAPS, (8, 8)).fit(stream, known)
+    own = kind(components=3, whiten=0).build(MAPS[1:], (8, 8)).fit((maps[1:] for maps in stream.batches), known)
+    assert stream.readings == 1
+    assert torch.equal(fused.weight_, IndependentPcaConfig(components=4).build(MAPS, (8, 8)).fit(alone).weight_)
+    plain = kind(components=3, whiten=0).build(MAPS[1:], (8, 8)).fit([maps[1:] for maps in alone.batches])
+    assert torch.equal(own.weight_, plain.weight_)
+    assert torch.equal(own.mean_, plain.mean_)
+
+
+def test_known_moments_are_not_read_again_and_others_are() -> None:
+    known, stream = KnownMoments(), Stream()
+    wanted = {Wanted(MAPS[:1], (8, 8)): (0,), Wanted(MAPS[1:], (8, 8)): (1, 2)}
+    first, second = known.take(wanted, stream)
+    assert first.channels == 3
+    assert second.channels == 6
+    again, other = known.take({Wanted(MAPS[1:], (8, 8)): (1, 2), Wanted(MAPS[1:], (4, 4)): (1, 2)}, stream)
+    assert again is second
+    assert other is not second
+    assert other.count == 10 * 16
+    assert stream.readings == 2
+    known.take(wanted, stream)
+    assert stream.readings == 2
+
+
+def test_nothing_is_remembered_of_a_broken_stream() -> None:
+    known, stream = KnownMoments(), Stream()
+    stream.batches.append(tuple(value * float("nan") for value in stream.batches[0]))
+    wanted = {Wanted(MAPS[:1], (8, 8)): (0,)}
+    with pytest.raises(DataError):
+        known.take(wanted, stream)
+    stream.batches.pop()
+    assert known.take(wanted, stream)[0].count == 10 * 64
