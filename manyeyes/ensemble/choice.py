@@ -125,8 +125,8 @@ def choose(config: EnsembleConfig, evidence: Evidence) -> Choice:
     for candidate in config.fusion.candidates:
         names = [*(head_names(candidate.kind, config.heads) if candidate in config.fusion.fused else ()), *own]
         proxy = [by_head[name] for name in names]
-        weights = weigh(proxy, len(evidence.normal[names[0]]), [name in drawn for name in names])
-        weights = _kept(names, weights, by_head, drawn)
+        weighed = weigh(proxy, len(evidence.normal[names[0]]), [name in drawn for name in names])
+        weights = _kept(names, weighed, by_head, drawn)
         considered["strategies"][f"{candidate.kind}, equal weights"] = dict.fromkeys(names, 1.0)
         considered["strategies"][candidate.kind] = weights
         value = _judged(config, evidence, weights)["mean"]

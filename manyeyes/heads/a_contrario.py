@@ -2,10 +2,12 @@
 
 Source: Desolneux, Moisan, Morel 2000 (number of false alarms); U-Flow (Tailanian, Pardo, Muse, arXiv 2211.12353,
 section 3.4; facts from the paper only). Around every position a window counts the values above a quantile that normal
-values exceed with a known chance. Were they independent, the count would be binomial; the probability of so many,
-times the number of counts looked at, is the number of false alarms (NFA): windows with NFA < e are met at most e times
-per normal picture on average, and no defect is needed to choose the threshold.
+values exceed with a known chance. Were they independent, the count would be binomial, and the number of windows of a
+normal picture that are at least as improbable is the number of false alarms (NFA): windows with NFA < e are met at most
+e times per normal picture on average, and no defect is needed to choose the threshold.
 We differ (docs/uflow.md):
+- the NFA is not the probability times the number of windows, which is only a bound of it: a count moves in steps, so
+  that most windows cannot be as improbable as that without being far more so;
 - the quantiles are those of every channel on held-out normals, not the chi-squared law's, which flows do not keep;
 - neighbouring values depend on each other, so a count stands for fewer trials: how many fewer is read off the variance
   and the tail of the counts on held-out normals. On independent standard normal values both change nothing;
@@ -18,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from typing import Annotated, Literal, Self, cast
+from typing import Annotated, Literal, NamedTuple, Self, cast
 
 import numpy as np
 import torch
@@ -75,6 +77,15 @@ class AContrarioConfig(Config):
         return AContrario(self)
 
 
+class Windows(NamedTuple):
+    """``number`` windows of ``values`` values each, one of which is rare with ``chance``; see `log10_tails`."""
+
+    number: int
+    values: int
+    chance: float
+    spread: float
+
+
 class AContrario(Fitted):
     """log10 of the number of false alarms of every pixel, from several maps with several channels each.
 
@@ -118,18 +129,33 @@ class AContrario(Fitted):
         """The smallest log10 NFA of the windows around a pixel, over all maps. Below 0 is one false alarm a picture."""
         self.require_fit()
         lowest: list[Tensor | None] = [None] * len(maps)
+        for row, found in self.judged(maps):
+            known = lowest[row]
+            lowest[row] = found if known is None else torch.minimum(known, found)
+        drawn = [to_grid(found[:, None], grid)[:, 0] for found in lowest if found is not None]
+        return torch.stack(drawn).amin(dim=0)
+
+    @torch.no_grad()
+    def judged(self, maps: Sequence[Tensor]) -> Iterator[tuple[int, Tensor]]:
+        """log10 NFA of every window, per chance, map and side: the map's number, and (b, h_i, w_i) for its windows."""
         spreads = self.dispersion_.tolist()
+        probabilities, alarms = (value.to(self.quantiles_.device) for value in false_alarms(self._windows(maps)))
         for (level, row, column), side, channels, counts in self._counts(maps):
             tails = rarity(counts, side, channels, self.config.chances[level], spreads[level][row][column])
-            known = lowest[row]
-            lowest[row] = tails if known is None else torch.minimum(known, tails)
-        drawn = [to_grid(tails[:, None], grid)[:, 0] for tails in lowest if tails is not None]
-        return torch.stack(drawn).amin(dim=0) + math.log10(self.tests(maps))
+            yield row, alarms[torch.searchsorted(probabilities, tails)]
 
-    def tests(self, maps: Sequence[Tensor]) -> int:
-        """How many windows of a picture are looked at, once per chance and side."""
-        positions = sum(value.shape[2] * value.shape[3] for value in maps)
-        return len(self.config.chances) * len(self.config.windows) * positions
+    def _windows(self, maps: Sequence[Tensor]) -> tuple[Windows, ...]:
+        """All windows of a picture, those with the same law of their counts together."""
+        spreads = self.dispersion_.tolist()
+        found: list[Windows] = []
+        for level, chance in enumerate(self.config.chances):
+            for row, value in enumerate(maps):
+                for column, side in enumerate(self.config.windows):
+                    inside = window_counts(torch.ones(1, 1, *value.shape[2:]), side)
+                    for positions, number in zip(*torch.unique(inside, return_counts=True), strict=True):
+                        values = int(positions) * value.shape[1]
+                        found.append(Windows(int(number), values, chance, spreads[level][row][column]))
+        return tuple(found)
 
     def mask(self, maps: Sequence[Tensor], grid: Grid) -> Tensor:
         """Pixels with fewer false alarms than the config allows, without the skirts of their marks.
@@ -147,6 +173,23 @@ class AContrario(Fitted):
                 rare = (value > quantile[:, None, None]).sum(dim=1, keepdim=True).float()
                 for column, side in enumerate(self.config.windows):
                     yield (level, row, column), side, value.shape[1], window_counts(rare, side)
+
+
+@lru_cache(maxsize=64)
+def false_alarms(windows: tuple[Windows, ...]) -> tuple[Tensor, Tensor]:
+    """How many windows of a normal picture are on average at least as improbable as one that is met.
+
+    Returns: log10 of the probabilities that these windows can have, ascending, and of the number for each. Never more
+    than the probability times the number of windows. Shapes: (n,), (n,) float32.
+    """
+    tables = [log10_tails(each.values, each.chance, each.spread) for each in windows]
+    met = torch.unique(torch.cat(tables))
+    total = torch.zeros(len(met), dtype=torch.float64)
+    for each, table in zip(windows, tables, strict=True):
+        steps = torch.unique(table)  # what so many values can have
+        reached = torch.searchsorted(steps, met, right=True) - 1  # the largest of these that is not above
+        total += each.number * torch.where(reached < 0, 0.0, 10.0 ** steps[reached.clamp_min(0)].double())
+    return met, total.log10().float()
 
 
 def trimmed(significance: Tensor, edge: float) -> Tensor:
