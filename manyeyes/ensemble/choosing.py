@@ -61,7 +61,7 @@ class Chosen:
 def choose_fitted(
     wide: Ensemble, samples: Sequence[Sample], taps: StoredTaps, extraction: Extraction, progress: Progress
 ) -> Chosen:
-    """From a fitted ensemble with ``fusion.kind: auto`` the one that it chooses, fitted and calibrated.
+    """From an ensemble with ``fusion.kind: auto`` and fitted heads the one that it chooses, fitted and calibrated.
 
     ``samples`` are the validation normals, ``taps`` theirs. Made pictures are kept in the store's folder; what is there
     from a killed run is used again.
@@ -82,10 +82,12 @@ def choose_fitted(
             progress=progress.step("making defects"),
         )
     made_taps, made = extraction(wide.eyes, made, made_frame(frame), "extracting made defects", progress)
-    normal = arrays(wide.read(taps, progress.step("judging validation normals"))[0])
+    read, maps = wide.read(taps, progress.step("scoring validation normals"))
+    normal = arrays(read)
     spoilt = arrays(wide.read(made_taps, progress.step("judging made defects"))[0])
     choice = choose(wide.config, Evidence(normal, spoilt, [sample.group for sample in made]))
-    ensemble = narrowed(wide, choice).settle(taps, progress=progress)
+    known = tuple({name: parts[old] for name, old in choice.origin.items() if old in parts} for parts in (read, maps))
+    ensemble = narrowed(wide, choice).settle(taps, progress=progress, known=(known[0], known[1]))
     ensemble.notes += choice.notes
     return Chosen(ensemble, choice, made, wide, normal)
 

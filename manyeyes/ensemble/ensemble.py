@@ -146,6 +146,15 @@ class Ensemble(Fitted):
 
         Raises: DataError if all pictures of ``train`` are equal, or too few for a block or a head.
         """
+        self.fit_heads(train, validation, progress, memory)
+        self.settle(validation, labelled, progress)
+        self.clear_checkpoints(train)
+        return self
+
+    def fit_heads(
+        self, train: TapSource, validation: TapSource, progress: Progress | None = None, memory: Memory = fit_anew
+    ) -> Self:
+        """The first part of `fit`: blocks and heads, so that raw scores can be had; `settle` is the second."""
         progress = progress or Silent()
         require_difference(train)
         self.notes = list(self._declared_notes)
@@ -154,18 +163,27 @@ class Ensemble(Fitted):
             advance = progress.step(f"fitting {branch.name}")
             branch.fit(train.only(branch.tap_keys), self.config.seed, advance, memory, known)
             branch.calibrate(validation.only(branch.tap_keys))
-        self.settle(validation, labelled, progress)
+        return self
+
+    def clear_checkpoints(self, train: TapSource) -> None:
+        """Of a fit that is over."""
         for branch in self._branches():
             for checkpoint in branch.checkpoints(train.only(branch.tap_keys), self.config.seed).values():
                 checkpoint.unlink(missing_ok=True)
-        return self
 
     def settle(
-        self, validation: TapSource, labelled: tuple[TapSource, Tensor] | None = None, progress: Progress | None = None
+        self,
+        validation: TapSource,
+        labelled: tuple[TapSource, Tensor] | None = None,
+        progress: Progress | None = None,
+        known: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None,
     ) -> Self:
-        """Fit all that comes after the heads, which are fitted: normalisers, combiners, thresholds. See `fit`."""
+        """Fit all that comes after the heads, which are fitted: normalisers, combiners, thresholds. See `fit`.
+
+        ``known`` is what `read` gives of ``validation``, where that is known already.
+        """
         progress = progress or Silent()
-        scores, maps = self.read(validation, progress.step("scoring validation normals"))
+        scores, maps = known or self.read(validation, progress.step("scoring validation normals"))
         learned = None
         if labelled is not None:
             judged, _ = self.read(labelled[0], progress.step("scoring labelled pictures"))

@@ -159,10 +159,12 @@ def fit_extracted(
         if not part:
             raise DataError(f"no readable picture is left to {purpose}; mend the files or give more good pictures")
     train, validation = (taps.subset(part) for part in rows)
-    ensemble.fit(train, validation, labelled, progress, memory)
     if not isinstance(ensemble.config.fusion, AutoConfig):
+        ensemble.fit(train, validation, labelled, progress, memory)
         return Fit(ensemble, len(train), len(validation))
+    ensemble.fit_heads(train, validation, progress, memory)
     chosen = choose_fitted(ensemble, [samples[row] for row in rows[1]], validation, extraction, progress)
+    ensemble.clear_checkpoints(train)
     return Fit(chosen.ensemble, len(train), len(validation), chosen)
 
 

@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 
 from manyeyes.backbones import EfficientAdConfig
 from manyeyes.data import ImageBatches, ImageSet, read_image_set
-from manyeyes.ensemble import EnsembleConfig, load_run, train_run, with_choice
+from manyeyes.ensemble import Ensemble, EnsembleConfig, load_run, train_run, with_choice
 from manyeyes.ensemble.choice import Evidence, auroc, choose, combination, proxies, resolved, verified, weigh
 from manyeyes.ensemble.run import read_header
 from manyeyes.errors import ConfigError, DataError, RunError
@@ -208,6 +208,20 @@ def test_the_chosen_ensemble_scores_as_one_declared_and_trained_so(
     torch.testing.assert_close(one.score, other.score, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(one.map, other.map, rtol=1e-4, atol=1e-4)
     assert torch.equal(one.alarm, other.alarm)
+
+
+def test_a_choice_judges_validation_normals_and_made_defects_once_each(
+    parts: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, counts = Ensemble.read, []
+
+    def counted(self: Ensemble, taps: Any, advance: Any) -> Any:
+        counts.append(len(taps))
+        return read(self, taps, advance)
+
+    monkeypatch.setattr(Ensemble, "read", counted)
+    train_run(auto(), parts, tmp_path / "run", device="cpu", batch_size=4)
+    assert counts == [4, 10], "four normals are held out, ten defects made"
 
 
 def test_resumed_when_finished_it_is_found_and_another_declaration_is_refused(
