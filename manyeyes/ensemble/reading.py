@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from io import BufferedRandom
 from pathlib import Path
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -121,15 +121,29 @@ def _scratch_file(folder: Path | None, needed: int) -> BufferedRandom:
         raise RunError(f"{where}: embeddings cannot be kept there ({error.strerror}); choose another folder") from None
 
 
-def require_difference(taps: TapSource) -> None:
-    """Raises: DataError if there are several pictures and all look the same. Reads up to the first that differs."""
+class Batches(Protocol):
+    """Of pictures or of their taps; re-iterable."""
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        ...
+
+
+def require_difference(pictures: Batches) -> None:
+    """Of pictures (b, 3, H, W), or of the dictionaries of their taps, batch by batch.
+
+    Raises: DataError if there are several pictures and all look the same. Reads up to the first that differs.
+    """
     first: dict[str, Tensor] = {}
-    for batch in taps:
-        for key, value in batch.items():
+    for batch in pictures:
+        for key, value in batch.items() if isinstance(batch, Mapping) else [("picture", batch)]:
             reference = first.setdefault(key, value[:1])
             if bool(((value - reference).abs() > SAME * reference.abs().max()).any()):
                 return
-    if len(taps) > 1:
+    if len(pictures) > 1:
         raise DataError(
-            f"all {len(taps)} training pictures are equal, so nothing shows how good parts vary; give different ones"
+            f"all {len(pictures)} training pictures are equal, so nothing shows how good parts vary; "
+            "give different ones"
         )

@@ -14,6 +14,7 @@ from manyeyes.backbones import TrainableTrunk
 from manyeyes.backbones.contract import PicturesIn
 from manyeyes.data import Frame, ImageBatches, Sample, paths_to_samples
 from manyeyes.ensemble.ensemble import Ensemble
+from manyeyes.ensemble.reading import require_difference
 from manyeyes.ensemble.store import samples_fingerprint
 from manyeyes.errors import RunError
 from manyeyes.files import make_folder, writing
@@ -34,6 +35,9 @@ class Pictures:
     def __iter__(self) -> Iterator[Tensor]:
         return (batch.images for batch in self.batches)
 
+    def __len__(self) -> int:
+        return len(self.batches.samples)
+
 
 def train_trunks(
     ensemble: Ensemble, train: Sequence[Sample], frame: Frame, folder: Path, skip_bad: bool, progress: Progress
@@ -41,7 +45,7 @@ def train_trunks(
     """Train what has to be trained on ``train``, or take what an equal training has left in ``folder``.
 
     A killed training goes on where it stopped; a second process that needs the same one waits for it.
-    Raises: as `TrainableTrunk.fit`; RunError if a kept training is broken.
+    Raises: as `TrainableTrunk.fit`; DataError if all pictures are equal; RunError if a kept training is broken.
     """
     waiting = [trunk for trunk in ensemble.trainable if not trunk.is_fitted]
     if not waiting:
@@ -50,8 +54,7 @@ def train_trunks(
     pictures = samples_fingerprint(train, frame, skip_bad)
     seed = ensemble.config.seed
     for trunk in waiting:
-        further = [_further(folder, frame) for folder in trunk.reads]
-        identity = trunk.identity(seed, "|".join([pictures, *further]))
+        identity = trunk.identity(seed, "|".join([pictures, *further_pictures(trunk, frame)]))
         path = folder / f"{identity}.safetensors"
         with FileLock(path.with_suffix(".lock")):
             if path.exists():
@@ -59,6 +62,7 @@ def train_trunks(
                 continue
             checkpoint = path.with_suffix(".checkpoint")
             images = Pictures(train, frame, skip_bad)
+            require_difference(images)
             trunk.fit(images, identity, seed, _pictures_in(frame), checkpoint, progress)
             with writing(path) as temporary:
                 save_file({key: value.cpu() for key, value in trunk.learned().items()}, str(temporary))
@@ -70,9 +74,9 @@ def _pictures_in(frame: Frame) -> PicturesIn:
     return lambda folder: Pictures(paths_to_samples([folder]), _whole(frame), skip_bad=True)
 
 
-def _further(folder: str, frame: Frame) -> str:
-    """Names the pictures of a folder that a training reads beside its own. Raises: DataError if there are none."""
-    return samples_fingerprint(paths_to_samples([folder]), _whole(frame), skip_bad=True)
+def further_pictures(trunk: TrainableTrunk, frame: Frame) -> list[str]:
+    """Digits that change with what a training reads besides good parts. Raises: DataError if there is no picture."""
+    return [samples_fingerprint(paths_to_samples([folder]), _whole(frame), skip_bad=True) for folder in trunk.reads]
 
 
 def _whole(frame: Frame) -> Frame:

@@ -12,6 +12,7 @@ from manyeyes.data import folds as folds_of
 from manyeyes.ensemble import Ensemble, EnsembleConfig
 from manyeyes.ensemble.store import samples_fingerprint
 from manyeyes.ensemble.training import require_labels, split
+from manyeyes.ensemble.trunks import further_pictures
 from manyeyes.errors import ConfigError, DataError
 from manyeyes.experiments.bench import Bench, Group, Job
 from manyeyes.experiments.sources import code_digest
@@ -86,7 +87,8 @@ class Keys:
         pictures = (*self.image_set.train, *self.image_set.validation, *self.image_set.test)
         listed = samples_fingerprint(pictures, config.frame, settings.skip_bad)
         weights = " ".join(sorted(ensemble.eyes.stages))
-        facts = (code_digest(), config.fingerprint(), weights, listed, self.truth, settings.repetitions, fold)
+        further = [digits for trunk in ensemble.trainable for digits in further_pictures(trunk, config.frame)]
+        facts = (code_digest(), config.fingerprint(), weights, listed, *further, self.truth, settings.repetitions, fold)
         key = hashlib.sha256("|".join(map(str, facts)).encode()).hexdigest()[:12]
         part = f"--fold{fold[0] + 1}of{fold[1]}" if fold else ""
         name = f"{self.image_set.name}--{config.name}--seed{config.seed}{part}--{key}"

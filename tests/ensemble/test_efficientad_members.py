@@ -19,7 +19,9 @@ from manyeyes.ensemble import Ensemble, EnsembleConfig, Extraction, FeatureStore
 from manyeyes.ensemble.presets import load_config
 from manyeyes.ensemble.trunks import train_trunks
 from manyeyes.errors import DataError, RunError
+from manyeyes.experiments.bench import Bench, Settings
 from manyeyes.experiments.compare import run_study
+from manyeyes.experiments.plan import plan_study
 from manyeyes.progress import Silent
 
 CPU = torch.device("cpu")
@@ -166,6 +168,27 @@ def test_penalty_pictures_are_part_of_what_names_a_training(parts: ImageSet, tmp
         train_trunks(ensemble, parts.train, frame, tmp_path / "trained", False, Silent())
         save(photographs / "another.png", np.full((40, 40, 3), 7, np.uint8))
     assert len(list((tmp_path / "trained").glob("*.safetensors"))) == 2
+
+
+def test_penalty_pictures_are_part_of_what_names_a_cell(parts: ImageSet, tmp_path: Path) -> None:
+    photographs = draw_parts(tmp_path / "photographs", train=2, good=0, defective=0)
+    training = QUICK.model_copy(update={"penalty": str(photographs)})
+    config = small("efficientad", small_trunk(training=training))
+    folders = []
+    for _ in range(2):
+        plan = plan_study([config], [parts], [0], 0, Bench(Settings(tmp_path / "study")))
+        folders.append(plan.cells[0].folder)
+        save(photographs / "another.png", np.full((40, 40, 3), 7, np.uint8))
+    assert folders[0] != folders[1]
+
+
+def test_equal_training_pictures_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    config = small("efficientad", small_trunk())
+    for index in range(6):
+        save(tmp_path / "equal" / "train" / "good" / f"{index}.png", np.full((40, 40, 3), 120, np.uint8))
+    with pytest.raises(DataError, match="training pictures are equal"):
+        train_run(config, read_image_set(tmp_path / "equal"), tmp_path / "run", device="cpu")
+    assert not list(tmp_path.rglob("*.checkpoint"))
 
 
 @pytest.mark.parametrize("folder", ["missing", "empty"])
