@@ -76,7 +76,9 @@ def table(studies: Sequence[Study]) -> list[str]:
     lines = [f"| | {' | '.join(SETS)} |", f"|---|{'---|' * len(SETS)}"]
     for study in studies:
         for index, ensemble in enumerate(study.ensembles):
-            rows: list[tuple[str, str | None]] = [(f"**{ensemble}**" if index == 0 else f"{ensemble} alone", None)]
+            rows: list[tuple[str, str | None]] = [
+                (f"**{ensemble}**" if index == 0 else f"{study.ensembles[0]}: {ensemble} alone", None)
+            ]
             if index == 0:
                 rows += [
                     (f"{ensemble}: fused discriminator by itself", "fused/discriminator"),
@@ -125,7 +127,13 @@ def finished(folder: Path) -> Study:
 
 
 def write_table(studies: Sequence[Study]) -> None:
-    lines = ["# Image AUROC on real sets", "", f"`python {' '.join(sys.argv)}`", f"on {platform.platform()}.", ""]
+    lines = [
+        "# Image AUROC on real sets",
+        "",
+        f"`python {' '.join(sys.argv)}`",
+        f"on {platform.system()} {platform.machine()}.",
+        "",
+    ]
     text = "\n".join([*lines, *table(studies)]) + "\n"
     print(text)
     write_text(RESULTS, text)

@@ -120,7 +120,7 @@ def finished(folder: Path) -> list[Cell]:
 
 def write_table(cells: Sequence[Cell]) -> None:
     lines = ["# The choice without labels", "", f"`python {' '.join(sys.argv)}`"]
-    lines += [f"on {platform.platform()}, torch {torch.__version__}.", ""]
+    lines += [f"on {platform.system()} {platform.machine()}, torch {torch.__version__}.", ""]
     counts = {name: sum(cell.data == name for cell in cells) for name in SETS}
     seeds = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
     text = (

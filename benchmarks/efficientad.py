@@ -271,7 +271,7 @@ def main() -> None:
         f"# {title}",
         "",
         f"`python {' '.join(sys.argv)}`",
-        f"on {platform.platform()}, {machine}, torch {torch.__version__}, {seeds}; spread over seeds in brackets.",
+        f"on {platform.system()}, {machine}, torch {torch.__version__}, {seeds}; spread over seeds in brackets.",
         "",
     ]
     text = "\n".join([*head, *lines]) + "\n"

@@ -6,6 +6,7 @@ Same trunk (ResNet-18, stages 2 and 3), weights, size (256 px), ratio (0.01), ne
 to re-weight the image score), pictures and threads. ``--env`` is a folder for Anomalib's own environment: made where it
 does not exist (some gigabytes), used again where it does; without it a temporary one is made. Each side is a process of
 its own, so that its peak memory is its own; never both at once. Decoding is part of the fit, not of the prediction.
+manyeyes keeps two of the training pictures out of its bank, for scale and threshold.
 Writes benchmarks/results/peers.md.
 """
 

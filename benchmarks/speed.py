@@ -39,11 +39,12 @@ from manyeyes.data import ImageBatches, ImageSet, Sample, read_image_set
 from manyeyes.device import resolve_device, trunk_precision
 from manyeyes.ensemble import Ensemble, EnsembleConfig, Extraction, FeatureStore, MemberConfig
 from manyeyes.ensemble.branch import Branch
-from manyeyes.ensemble.presets import LITE0, PLAIN, load_config, score_level
+from manyeyes.ensemble.presets import LITE0, load_config, score_level
 from manyeyes.ensemble.reading import TapSource
 from manyeyes.ensemble.training import fit_extracted, split
 from manyeyes.errors import WeightsError
 from manyeyes.files import write_text
+from manyeyes.fusion import IndependentPcaConfig
 from manyeyes.heads import DiscriminatorConfig, GaussianConfig, MemoryBankConfig
 from manyeyes.progress import Silent
 
@@ -57,8 +58,8 @@ def one_trunk() -> EnsembleConfig:
     """PatchCore, SimpleNet and a pooled Gaussian through the trunk that comes with the installation."""
     maps = PatchCoreConfig(trunk=LITE0, stages=(2, 3, 4))
     members = (
-        MemberConfig(name="patchcore", extractor=maps, heads=(MemoryBankConfig(),), fusion=PLAIN),
-        MemberConfig(name="simplenet", extractor=maps, heads=(DiscriminatorConfig(),)),
+        MemberConfig(name="patchcore", extractor=maps, heads=(MemoryBankConfig(),)),
+        MemberConfig(name="simplenet", extractor=maps, heads=(DiscriminatorConfig(),), fusion=IndependentPcaConfig()),
         MemberConfig(name="pooled", extractor=TimmConfig(trunk=LITE0, stages=(2, 3, 4)), heads=(GaussianConfig(),)),
     )
     return score_level("one-trunk", members)

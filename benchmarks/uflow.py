@@ -124,7 +124,7 @@ def main() -> None:
         configs = ensembles(arguments.what, arguments.changes)
         with shown() as progress:
             run_study(configs, sets, arguments.out / arguments.what, seeds=arguments.seeds, progress=progress)
-    lines = ["# U-Flow", "", f"`python {' '.join(sys.argv)}`", f"on {platform.platform()}.", ""]
+    lines = ["# U-Flow", "", f"`python {' '.join(sys.argv)}`", f"on {platform.system()} {platform.machine()}.", ""]
     cells = [finished(arguments.out / what).cells for what in ("alone", "member")]
     text = "\n".join([*lines, *table(*cells)]) + "\n"
     print(text)

@@ -49,7 +49,9 @@ class MemberConfig(Config):
         (), description="heads on this member alone; their scores join the combination"
     )
     fusion: FusionConfig = Field(
-        IndependentPcaConfig(), description="how this member's own maps become the one map that its map heads judge"
+        IndependentPcaConfig(whiten=0.0),
+        description="how this member's own maps become the one map that its map heads judge; not whitened by default, "
+        "as a memory bank likes it",
     )
     fuse: bool = Field(True, description="whether this member's maps enter the fused map")
 

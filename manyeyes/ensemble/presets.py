@@ -25,7 +25,6 @@ from manyeyes.heads import (
 
 LITE0 = TimmTrunkConfig(architecture="tf_efficientnet_lite0", weights="bundled", size=256)
 WIDE_RESNET = TimmTrunkConfig(architecture="wide_resnet50_2", weights="tv_in1k", size=256)
-PLAIN = IndependentPcaConfig(components=256, whiten=0.0)
 OWN_HEADS: tuple[HeadConfig, ...] = (MemoryBankConfig(), GaussianConfig())
 FUSED_HEADS: tuple[HeadConfig, ...] = (DiscriminatorConfig(), MemoryBankConfig())
 INDEPENDENT = IndependentPcaConfig(components=256, whiten=0.5)
@@ -64,7 +63,7 @@ def with_choice(config: EnsembleConfig, name: str | None = None) -> EnsembleConf
 
 def eye(name: str, extractor: ExtractorConfig) -> MemberConfig:
     """A member with a memory bank on its plain map and a Gaussian on its pooled features."""
-    return MemberConfig(name=name, extractor=extractor, heads=OWN_HEADS, fusion=PLAIN)
+    return MemberConfig(name=name, extractor=extractor, heads=OWN_HEADS)
 
 
 def fused(
@@ -100,7 +99,7 @@ def standard_members() -> tuple[MemberConfig, ...]:
 def single(name: str, trunk: TimmTrunkConfig, stages: tuple[int, ...], heads: tuple[HeadConfig, ...]) -> EnsembleConfig:
     """One member with heads of its own and nothing fused."""
     extractor = PatchCoreConfig(trunk=trunk, stages=stages)
-    return plain_sum(name, (MemberConfig(name="member", extractor=extractor, heads=heads, fusion=PLAIN),))
+    return plain_sum(name, (MemberConfig(name="member", extractor=extractor, heads=heads),))
 
 
 def teacher_member() -> MemberConfig:
@@ -110,15 +109,13 @@ def teacher_member() -> MemberConfig:
 
 def efficientad_member() -> MemberConfig:
     """EfficientAD with its own maps and its own head; student and autoencoder are trained first."""
-    return MemberConfig(
-        name="efficientad", extractor=EfficientAdConfig(), heads=(EfficientAdHeadConfig(),), fusion=PLAIN, fuse=False
-    )
+    return MemberConfig(name="efficientad", extractor=EfficientAdConfig(), heads=(EfficientAdHeadConfig(),), fuse=False)
 
 
 def pooled_student_member() -> MemberConfig:
     """PUAD's unpicturable score: the pooled features with which the same EfficientAD's student follows its teacher."""
     extractor = EfficientAdConfig(maps=("student_teacher_pooled",))
-    return MemberConfig(name="pooled", extractor=extractor, heads=(GaussianConfig(),), fusion=PLAIN, fuse=False)
+    return MemberConfig(name="pooled", extractor=extractor, heads=(GaussianConfig(),), fuse=False)
 
 
 def puad(name: str, picturable: MemberConfig, unpicturable: MemberConfig) -> EnsembleConfig:
@@ -129,7 +126,7 @@ def puad(name: str, picturable: MemberConfig, unpicturable: MemberConfig) -> Ens
 def uflow_member() -> MemberConfig:
     """U-Flow with its own head. A size for the CPU; the paper's is 448 px, with `paper_schedule` on a GPU."""
     extractor = uflow_pyramid("resnet18", "tv_in1k", 256)
-    return MemberConfig(name="uflow", extractor=extractor, heads=(UFlowHeadConfig(),), fusion=PLAIN, fuse=False)
+    return MemberConfig(name="uflow", extractor=extractor, heads=(UFlowHeadConfig(),), fuse=False)
 
 
 def plain_sum(name: str, members: tuple[MemberConfig, ...]) -> EnsembleConfig:
