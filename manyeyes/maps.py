@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -82,3 +83,16 @@ def pooled(maps: tuple[Tensor, ...]) -> Tensor:
     Shapes: k x (b, c_i, h_i, w_i) -> (b, sum of c_i).
     """
     return torch.cat([value.mean(dim=(2, 3)) for value in maps], dim=1)
+
+
+def even_step(count: int, most: int, period: int) -> int:
+    """A step through ``count`` values that leaves about ``most``, and meets all places of rows or maps of ``period``
+    values alike: a common divisor would meet the same few columns in every row.
+
+    >>> even_step(1024, 256, 32), even_step(100, 256, 10)
+    (5, 1)
+    """
+    step = max(1, count // most)
+    while math.gcd(step, period) > 1:
+        step += 1
+    return step

@@ -94,6 +94,13 @@ class Frame(Config):
         result[top:bottom, left:right] = _resize(part, (bottom - top, right - left))
         return result
 
+    def looked_at(self, image_size: Size) -> NDArray[np.bool_]:
+        """Which pixels of a picture of (h, w) px lie in the region of interest. Shapes: -> (h, w)."""
+        left, top, right, bottom = self._box(image_size)
+        inside = np.zeros(image_size, dtype=bool)
+        inside[top:bottom, left:right] = True
+        return inside
+
     def _box(self, image_size: Size) -> tuple[int, int, int, int]:
         """left, top, right, bottom of the region of interest in px, at least one px each way."""
         h, w = image_size

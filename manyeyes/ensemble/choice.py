@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from manyeyes.ensemble.config import FUSED, EnsembleConfig, MemberConfig, head_names
-from manyeyes.errors import DataError
+from manyeyes.errors import ConfigError, DataError
 from manyeyes.fusion import AutoConfig, FusionConfig, PositiveSquareConfig, ScoreLevelConfig
 from manyeyes.heads import HeadConfig
 
@@ -43,6 +43,8 @@ class Evidence:
     """(m,) each, by head."""
     groups: Sequence[str]
     """m of `GROUPS`."""
+    entering: frozenset[str] | None = None
+    """Members whose maps are in the fused maps; by default all that may be."""
 
     def __post_init__(self) -> None:
         if not self.groups:
@@ -111,7 +113,8 @@ def weigh(by_head: Sequence[Mapping[str, float]], normals: int, picturable: Sequ
 def choose(config: EnsembleConfig, evidence: Evidence) -> Choice:
     """Weights for every candidate, then the candidate with the best proxy; a dearer one must be better by `MARGIN`.
 
-    Raises: DataError if there is no made defect.
+    Candidates without a head that judges them, because no member has a map, are left out.
+    Raises: DataError if there is no made defect; ConfigError if no candidate is left.
     """
     assert isinstance(config.fusion, AutoConfig)
     by_head = {name: proxies(evidence.normal[name], evidence.made[name], evidence.groups) for name in evidence.normal}
@@ -124,6 +127,8 @@ def choose(config: EnsembleConfig, evidence: Evidence) -> Choice:
     best: tuple[FusionConfig, dict[str, float], float] | None = None
     for candidate in config.fusion.candidates:
         names = [*(head_names(candidate.kind, config.heads) if candidate in config.fusion.fused else ()), *own]
+        if not names or not all(name in by_head for name in names):
+            continue
         proxy = [by_head[name] for name in names]
         weighed = weigh(proxy, len(evidence.normal[names[0]]), [name in drawn for name in names])
         weights = _kept(names, weighed, by_head, drawn)
@@ -132,13 +137,17 @@ def choose(config: EnsembleConfig, evidence: Evidence) -> Choice:
         value = _judged(config, evidence, weights)["mean"]
         if best is None or value > best[2] + MARGIN:
             best = (candidate, weights, value)
-    assert best is not None
+    if best is None:
+        raise ConfigError(
+            "fusion.kind auto: no member has a feature map to fuse; add score_level to fusion.candidates, or a member "
+            "with maps"
+        )
     candidate, weights, _ = best
     judged = {
         part: {label: _judged(config, evidence, weights) for label, weights in found.items()}
         for part, found in considered.items()
     }
-    plain, origin = resolved(config, candidate, weights)
+    plain, origin = resolved(config, candidate, weights, evidence.entering)
     record = {
         "strategy": candidate.kind,
         "weights": {name: round(weights[old], 3) for name, old in origin.items()},
@@ -213,7 +222,10 @@ def combination(
 
 
 def resolved(
-    config: EnsembleConfig, candidate: FusionConfig, weights: Mapping[str, float]
+    config: EnsembleConfig,
+    candidate: FusionConfig,
+    weights: Mapping[str, float],
+    entering: frozenset[str] | None = None,
 ) -> tuple[EnsembleConfig, dict[str, str]]:
     """The plain config with the heads in ``weights`` and no others, and where each of its heads came from.
 
@@ -231,7 +243,7 @@ def resolved(
     members: list[MemberConfig] = []
     for member in config.members:
         own = keep(member.name, member.name, member.heads)
-        if own or (heads and member.fuse):
+        if own or (heads and member.fuse and (entering is None or member.name in entering)):
             members.append(member.model_copy(update={"heads": own}))
     combiner = PositiveSquareConfig(weights={name: round(weights[old], 3) for name, old in origin.items()})
     fusion = candidate if heads else ScoreLevelConfig()

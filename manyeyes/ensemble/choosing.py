@@ -85,7 +85,10 @@ def choose_fitted(
     read, maps = wide.read(taps, progress.step("scoring validation normals"))
     normal = arrays(read)
     spoilt = arrays(wide.read(made_taps, progress.step("judging made defects"))[0])
-    choice = choose(wide.config, Evidence(normal, spoilt, [sample.group for sample in made]))
+    kinds = {name for name, _ in wide.config.fusions}
+    fused = [cast(Branch, branch) for branch in wide.branches if cast(Branch, branch).name in kinds]
+    entering = frozenset(member for branch in fused for member in branch.members)
+    choice = choose(wide.config, Evidence(normal, spoilt, [sample.group for sample in made], entering))
     known = tuple({name: parts[old] for name, old in choice.origin.items() if old in parts} for parts in (read, maps))
     ensemble = narrowed(wide, choice).settle(taps, progress=progress, known=(known[0], known[1]))
     ensemble.notes += choice.notes

@@ -19,7 +19,7 @@ from manyeyes.ensemble.threshold import conformal_threshold
 from manyeyes.errors import DataError, NotFittedError
 from manyeyes.fitted import Fitted
 from manyeyes.fusion import Combiner, KnownMoments, ScoreNormaliser, ZScoreConfig
-from manyeyes.maps import Grid, to_grid
+from manyeyes.maps import Grid, even_step, to_grid
 from manyeyes.progress import Advance, Progress, Silent
 
 PIXELS = 65_536
@@ -192,7 +192,8 @@ class Ensemble(Fitted):
             cast(ScoreNormaliser, normaliser).fit(scores[name])
         for name, normaliser in self.map_normalisers.items():
             pixels = maps[name].flatten()
-            cast(ScoreNormaliser, normaliser).fit(pixels[:: max(1, len(pixels) // PIXELS)])
+            step = even_step(len(pixels), PIXELS, maps[name][0].numel())
+            cast(ScoreNormaliser, normaliser).fit(pixels[::step])
         self._fit_combiners(scores, learned)
         self._calibrate(scores, maps)
         if self.a_contrario is not None:
@@ -316,9 +317,18 @@ class Ensemble(Fitted):
 
     @torch.inference_mode()
     def predict_taps(self, taps: Taps) -> Prediction:
-        """Verdicts from taps, extracted or stored. Raises: NotFittedError before ``fit`` or load."""
+        """Verdicts from taps, extracted or stored.
+
+        Raises: NotFittedError before ``fit`` or load; DataError if a feature is not finite.
+        """
         if not self.is_fitted:
             raise NotFittedError("the ensemble was used before fit; call fit, or load a run")
+        for key, value in taps.items():
+            if not bool(value.sum().isfinite()):  # a look at each value would cost ten times as much
+                raise DataError(
+                    f"features {key}: not finite; the picture or the weights may be broken, or the trunk's values too "
+                    "large for half precision: try --precision float32"
+                )
         judgement = self.judge(taps)
         heads = {name: self._normalised(judgement.scores, [name])[:, 0] for name in self.names}
         combined = {

@@ -42,6 +42,11 @@ class TapSource(Protocol):
         ...
 
     @property
+    def half(self) -> bool:
+        """Whether the taps come from half precision."""
+        ...
+
+    @property
     def scratch(self) -> Path | None:
         """A folder for temporary files of this size, None for the system's own."""
         ...
@@ -63,8 +68,8 @@ class Reading(Generic[T]):
 class Embeddings:
     """Embeddings of all pictures, computed in the first pass and read from a temporary file in every later one.
 
-    Yields: (b, d, h, w) float32, channels last in memory. The file is half precision, like the features that it comes
-    from, and has no name, so that it vanishes with the process. It is read and written in pieces, never mapped: pages
+    Yields: (b, d, h, w) float32, channels last in memory. The file has the precision of the features that it comes from
+    and no name, so that it vanishes with the process. It is read and written in pieces, never mapped: pages
     of a map count as memory of the process, and would grow with the number of pictures. To be used in a ``with``.
     """
 
@@ -86,7 +91,7 @@ class Embeddings:
             return
         offset = 0
         for shape in self.shapes:
-            stored = np.empty(shape, np.float16)
+            stored = np.empty(shape, np.float16 if self.taps.half else np.float32)
             self.file.seek(offset)
             self.file.readinto(stored.data.cast("B"))
             offset += stored.nbytes
@@ -96,7 +101,7 @@ class Embeddings:
         file: BufferedRandom | None = None
         shapes: list[tuple[int, ...]] = []
         for embedding in Reading(self.taps, self.embed):
-            stored = rearrange(embedding.half(), "b d h w -> b h w d")
+            stored = rearrange(embedding.half() if self.taps.half else embedding.float(), "b d h w -> b h w d")
             if file is None:
                 needed = len(self.taps) * stored[0].numel() * stored.element_size()
                 file = _scratch_file(self.taps.scratch, needed)
@@ -121,29 +126,22 @@ def _scratch_file(folder: Path | None, needed: int) -> BufferedRandom:
         raise RunError(f"{where}: embeddings cannot be kept there ({error.strerror}); choose another folder") from None
 
 
-class Batches(Protocol):
-    """Of pictures or of their taps; re-iterable."""
-
-    def __iter__(self) -> Iterator[Any]: ...
-
-    def __len__(self) -> int:
-        """Number of pictures."""
-        ...
-
-
-def require_difference(pictures: Batches) -> None:
+def require_difference(pictures: Iterable[Any]) -> None:
     """Of pictures (b, 3, H, W), or of the dictionaries of their taps, batch by batch.
 
     Raises: DataError if there are several pictures and all look the same. Reads up to the first that differs.
     """
     first: dict[str, Tensor] = {}
+    seen = 0
     for batch in pictures:
-        for key, value in batch.items() if isinstance(batch, Mapping) else [("picture", batch)]:
+        named = batch if isinstance(batch, Mapping) else {"picture": batch}
+        count = len(next(iter(named.values())))
+        seen += count
+        for key, value in named.items() if count else ():  # a batch of unreadable pictures is empty
             reference = first.setdefault(key, value[:1])
             if bool(((value - reference).abs() > SAME * reference.abs().max()).any()):
                 return
-    if len(pictures) > 1:
+    if seen > 1:
         raise DataError(
-            f"all {len(pictures)} training pictures are equal, so nothing shows how good parts vary; "
-            "give different ones"
+            f"all {seen} training pictures are equal, so nothing shows how good parts vary; give different ones"
         )

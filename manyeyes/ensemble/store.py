@@ -22,7 +22,7 @@ from torch import Tensor
 
 from manyeyes.backbones import Eyes
 from manyeyes.data import Frame, ImageBatches, Sample
-from manyeyes.device import to_device
+from manyeyes.device import arithmetic, to_device
 from manyeyes.errors import DataError, RunError
 from manyeyes.files import make_folder, read_json, require_space, reserve, write_json
 
@@ -72,6 +72,12 @@ class StoredTaps:
         return hashlib.sha256(f"{listed}".encode() + self.indices.tobytes()).hexdigest()[:16]
 
     @property
+    def half(self) -> bool:
+        return all(
+            np.load(path, mmap_mode="r", allow_pickle=False).dtype == np.float16 for path in self.arrays.values()
+        )
+
+    @property
     def scratch(self) -> Path:
         return next(iter(self.arrays.values())).parent
 
@@ -95,7 +101,10 @@ class StoredTaps:
 
 
 class FeatureStore:
-    """Extract once per distinct trunk, canvas and list of pictures; hand out `StoredTaps`."""
+    """Extract once per distinct trunk, canvas, list of pictures and arithmetic; hand out `StoredTaps`.
+
+    A stage that is stored is never written again, so that others may read it while further stages are extracted.
+    """
 
     def __init__(self, folder: str | Path, precision: Precision = "float16") -> None:
         self.folder, self.precision = make_folder(folder), precision
@@ -118,15 +127,21 @@ class FeatureStore:
         """
         if not samples:
             raise DataError("there is no picture to extract features from")
-        pictures = samples_fingerprint(samples, frame, skip_bad)
+        pictures = f"{samples_fingerprint(samples, frame, skip_bad)}-{self.precision}-{arithmetic(device)}"
         folders = {key: self.folder / key / pictures for key in eyes.stages}
         arrays = {f"{key}.{stage}": folders[key] / f"{stage}.npy" for key in eyes.stages for stage in eyes.stages[key]}
         with FileLock(self.folder / f"{pictures}.lock"):
-            missing = [key for key in eyes.stages if not self._complete(folders[key], eyes.stages[key])]
+            stored = {key: self._stored(folder) for key, folder in folders.items()}
+            missing = {
+                key: [stage for stage in stages if stage not in stored[key]] for key, stages in eyes.stages.items()
+            }
+            missing = {key: stages for key, stages in missing.items() if stages}
             if missing:
+                part = eyes.restricted(list(missing))
+                part.stages = missing
                 batches = ImageBatches(samples, frame, batch_size, skip_bad=skip_bad)
-                self._extract(eyes, missing, batches, folders, device, progress)
-        records = [read_json(folder / "done.json") for folder in folders.values()]
+                self._extract(part, batches, folders, device, progress)
+            records = [read_json(folder / "done.json") for folder in folders.values()]
         skipped = [(Path(path), reason) for path, reason in records[0]["skipped"]]
         left_out = {path for path, _ in skipped}
         kept = tuple(sample for sample in samples if sample.path not in left_out)
@@ -134,21 +149,22 @@ class FeatureStore:
             raise DataError(f"none of the {len(samples)} pictures could be read; the first: {skipped[0][1]}")
         return StoredTaps(arrays, range(len(kept)), batch_size, device), kept, skipped
 
-    def _complete(self, folder: Path, stages: Sequence[str]) -> bool:
+    def _stored(self, folder: Path) -> list[str]:
+        """The stages that are there as a whole."""
         done = folder / "done.json"
-        return done.exists() and set(stages) <= set(read_json(done)["stages"])
+        stages: list[str] = read_json(done)["stages"] if done.exists() else []
+        return stages
 
     def _extract(
         self,
-        eyes: Eyes,
-        missing: Sequence[str],
+        part: Eyes,
         batches: ImageBatches,
         folders: dict[str, Path],
         device: torch.device,
         progress: Progress | None,
     ) -> None:
-        part = eyes.restricted(missing)
-        total = len(batches.samples)
+        """All trunks and stages of ``part``, none of which is stored."""
+        total, missing = len(batches.samples), list(part.stages)
         state = self._resume(part, batches, {key: folders[key] for key in missing})
         files: dict[str, np.memmap] = {}
         row = state["rows"]
@@ -175,7 +191,8 @@ class FeatureStore:
             raise RunError(f"{self.folder}: the feature store cannot be written: {error.strerror}") from error
         skipped = [[str(path), reason] for path, reason in batches.skipped]
         for key in missing:
-            write_json(folders[key] / "done.json", {"stages": part.stages[key], "rows": row, "skipped": skipped})
+            stages = [*self._stored(folders[key]), *part.stages[key]]
+            write_json(folders[key] / "done.json", {"stages": stages, "rows": row, "skipped": skipped})
             (folders[key] / "state.json").unlink(missing_ok=True)
 
     def _checkpoint(
@@ -193,7 +210,6 @@ class FeatureStore:
             whole = path.exists() and stages.exists() and read_json(stages) == [batches.batch_size, part.stages[key]]
             states.append(read_json(path) if whole else {"batches": 0, "rows": 0, "skipped": []})
             if not whole:
-                (folder / "done.json").unlink(missing_ok=True)
                 write_json(stages, [batches.batch_size, part.stages[key]])
         return min(states, key=lambda state: state["batches"])
 
@@ -214,7 +230,9 @@ class FeatureStore:
         stored = value.to(getattr(torch, self.precision))
         # A sum with room to spare is finite where all its terms are, and costs a tenth of looking at each.
         if not bool(stored.sum(dtype=torch.float64).isfinite()):
+            wider = "" if self.precision == "float32" else ", or set store: float32"
             raise DataError(
-                f"features {key}: not finite in {self.precision}; the weights may be broken, else set store: float32"
+                f"features {key}: not finite in {self.precision}; the weights may be broken, or the trunk's values too "
+                f"large for half precision: try --precision float32{wider}"
             )
         return stored.cpu().numpy()

@@ -35,9 +35,6 @@ class Pictures:
     def __iter__(self) -> Iterator[Tensor]:
         return (batch.images for batch in self.batches)
 
-    def __len__(self) -> int:
-        return len(self.batches.samples)
-
 
 def train_trunks(
     ensemble: Ensemble, train: Sequence[Sample], frame: Frame, folder: Path, skip_bad: bool, progress: Progress

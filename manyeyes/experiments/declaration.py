@@ -27,6 +27,7 @@ from manyeyes.ensemble import PRESETS, EnsembleConfig, load_config, with_choice
 from manyeyes.ensemble.config import Name
 from manyeyes.errors import ConfigError
 from manyeyes.experiments.leaving_out import without_each_member
+from manyeyes.fusion import AutoConfig
 
 
 def _as(field: str) -> BeforeValidator:
@@ -94,12 +95,26 @@ class StudyConfig(Config):
 class Declared:
     """A study with everything that it names read."""
 
-    ensembles: list[EnsembleConfig]
+    declared: list[EnsembleConfig]
     sets: list[ImageSet]
     seeds: tuple[int, ...] = (0,)
     folds: int = 0
     baseline: str | None = None
     repetitions: int = 0
+    leave_one_out: bool = False
+    """Each ensemble also without each of its members."""
+    choose: bool = False
+    """Each ensemble also with its fusion chosen, but for those whose fusion is a choice already."""
+
+    @property
+    def ensembles(self) -> list[EnsembleConfig]:
+        """Those that are declared and what follows from them. Raises: ConfigError if one leaves nothing to choose."""
+        fixed = [config for config in self.declared if not isinstance(config.fusion, AutoConfig)]
+        return [
+            *self.declared,
+            *(without_each_member(self.declared) if self.leave_one_out else []),
+            *(with_choice(config, f"{config.name}-auto") for config in fixed if self.choose),
+        ]
 
     def but(
         self,
@@ -109,17 +124,11 @@ class Declared:
         leave_one_out: bool = False,
         choose: bool = False,
     ) -> Declared:
-        """With some fields given anew; with ``leave_one_out`` each ensemble also without each of its members, with
-        ``choose`` also with its fusion chosen.
-
-        Raises: ConfigError if an ensemble leaves nothing to choose.
-        """
-        ensembles = list(self.ensembles)
-        ensembles += without_each_member(self.ensembles) if leave_one_out else []
-        ensembles += [with_choice(config, f"{config.name}-auto") for config in self.ensembles] if choose else []
+        """With some fields given anew; the two flags add to what is declared."""
         return replace(
             self,
-            ensembles=ensembles,
+            leave_one_out=self.leave_one_out or leave_one_out,
+            choose=self.choose or choose,
             seeds=self.seeds if seeds is None else seeds,
             folds=self.folds if folds is None else folds,
             baseline=self.baseline if baseline is None else baseline,
@@ -144,7 +153,7 @@ def read_study(path: str | Path, overrides: Iterable[str] = ()) -> Declared:
             raise ConfigError(f"{path}: ensembles.{index}.{error}") from None
     sets = [item.read(path.parent) for item in config.sets]
     found = Declared(ensembles, sets, config.seeds, config.folds, config.baseline, config.repetitions)
-    return found.but(leave_one_out=config.leave_one_out, choose=config.choose)
+    return replace(found, leave_one_out=config.leave_one_out, choose=config.choose)
 
 
 def named_study(

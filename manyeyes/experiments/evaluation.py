@@ -141,12 +141,18 @@ def _measure_map(
 def marked(
     ensemble: Ensemble, frame: Frame, prediction: Prediction, index: int, anomaly_map: NDArray[np.float32]
 ) -> NDArray[np.bool_]:
-    """The mask of one picture of a batch, at the size of its ``anomaly_map``. Shapes: (h, w) -> (h, w)."""
+    """The mask of one picture of a batch, at the size of its ``anomaly_map``; empty outside the region of interest.
+
+    Shapes: (h, w) -> (h, w).
+    """
+    size = (anomaly_map.shape[0], anomaly_map.shape[1])
     if not ensemble.picturable:
-        return np.zeros(anomaly_map.shape, dtype=bool)
+        return np.zeros(size, dtype=bool)
     if ensemble.config.mask.kind == "conformal":  # the threshold is finer than the mask on the canvas
-        return anomaly_map >= float(ensemble.map_threshold_)
-    return frame.to_image(prediction.mask[index].float(), (anomaly_map.shape[0], anomaly_map.shape[1])) >= 0.5
+        marks = anomaly_map >= float(ensemble.map_threshold_)
+    else:
+        marks = frame.to_image(prediction.mask[index].float(), size) >= 0.5
+    return np.asarray(marks & frame.looked_at(size))
 
 
 def _parts(

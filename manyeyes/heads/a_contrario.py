@@ -33,7 +33,7 @@ from torch import Tensor
 from manyeyes.config import Config
 from manyeyes.errors import DataError
 from manyeyes.fitted import Fitted
-from manyeyes.maps import Grid, to_grid
+from manyeyes.maps import Grid, even_step, to_grid
 
 SAMPLE = 256
 """Positions per picture and map from which the quantiles are taken, evenly spread."""
@@ -282,7 +282,7 @@ def log10_tails(values: int, chance: float, spread: float = 1.0) -> Tensor:
 def _sample(values: Tensor) -> Tensor:
     """Some positions of every picture. Shapes: (b, c, h, w) -> (n, c) float32."""
     rows = rearrange(values, "b c h w -> b (h w) c")
-    step = max(1, rows.shape[1] // SAMPLE)
+    step = even_step(rows.shape[1], SAMPLE, values.shape[3])
     return rearrange(rows[:, ::step], "b n c -> (b n) c").float()
 
 

@@ -109,14 +109,18 @@ class EfficientAdHead(PyramidHead):
 
 
 def thinned(batches: Iterable[Tensor]) -> Tensor:
-    """All values, or every 2nd, 4th ... of them, so that fewer than `MOST` are held. Shapes: any each -> (n,).
+    """All values, or a half, a quarter ... of them, evenly over the map, so that fewer than `MOST` are held.
 
-    Raises: DataError if there is none.
+    Shapes: (b, c, h, w) each -> (n,). Raises: DataError if there is none.
     """
     parts: list[Tensor] = []
     every, seen, held = 1, 0, 0
+    shuffling = torch.Generator().manual_seed(0)
     for batch in batches:
-        values = batch.float().flatten()
+        maps = batch.float().flatten(1)
+        # Each map in an order of its own, or every 64th value would be the left border of every row.
+        orders = [torch.randperm(maps.shape[1], generator=shuffling) for _ in maps]
+        values = maps.gather(1, torch.stack(orders).to(maps.device)).flatten()
         parts.append(values[-seen % every :: every])
         seen, held = seen + len(values), held + len(parts[-1])
         while held > MOST:

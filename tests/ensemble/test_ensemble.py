@@ -187,7 +187,7 @@ def test_fit_leaves_the_taps_as_they_were(parts: ImageSet, store: Path) -> None:
         """A source that hands out the same tensors in every pass, so that a change would stay."""
 
         def __init__(self, batches: list[dict[str, Tensor]]) -> None:
-            self.batches, self.scratch = batches, None
+            self.batches, self.scratch, self.half = batches, None, True
 
         def __iter__(self) -> Any:
             return iter(self.batches)

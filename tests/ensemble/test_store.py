@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import draw_parts, small_config, small_member, small_trunk
@@ -18,6 +19,7 @@ from torch import Tensor
 from manyeyes.backbones import PatchCoreConfig
 from manyeyes.backbones.trunk import TimmTrunk
 from manyeyes.data import ImageSet, Sample, read_image_set
+from manyeyes.device import trunk_precision
 from manyeyes.ensemble import Ensemble, FeatureStore, store, train_run
 from manyeyes.ensemble.reading import Embeddings
 from manyeyes.ensemble.store import StoredTaps
@@ -137,9 +139,37 @@ def test_another_stage_of_a_known_trunk(root: Path, tmp_path: Path) -> None:
     extract(tmp_path, samples_of(root), Ensemble(small_config(members=(small_member("one"),))))
     deeper = PatchCoreConfig(trunk=small_trunk(), stages=(1, 3))
     ensemble = Ensemble(small_config(members=(small_member("one", extractor=deeper),)))
+    before = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in tmp_path.rglob("*.npy")}
     taps, _, _ = extract(tmp_path, samples_of(root), ensemble)
     fresh, _, _ = extract(tmp_path / "fresh", samples_of(root), ensemble)
     assert equal(taps, fresh)
+    assert len(before) == 2
+    after = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in before}
+    assert after == before, "somebody may be reading what is stored"
+
+
+def test_stages_that_were_extracted_apart_are_all_known(root: Path, tmp_path: Path, forwards: list[int]) -> None:
+    def looking(*stages: int) -> Ensemble:
+        member = small_member("one", extractor=PatchCoreConfig(trunk=small_trunk(), stages=stages))
+        return Ensemble(small_config(members=(member,)))
+
+    for stages in ((1,), (3,), (1, 3), (3,)):
+        extract(tmp_path, samples_of(root), looking(*stages))
+    assert forwards == [4, 4, 2, 4, 4, 2]
+
+
+def test_half_and_single_precision_lie_apart(root: Path, tmp_path: Path) -> None:
+    eyes = Ensemble(small_config()).eyes
+    half, single = (
+        FeatureStore(tmp_path, precision).extract(eyes, samples_of(root), FRAME, batch_size=4, device=CPU)[0]
+        for precision in ("float16", "float32")
+    )
+    assert {np.load(path).dtype for path in half.arrays.values()} == {np.dtype(np.float16)}
+    assert {np.load(path).dtype for path in single.arrays.values()} == {np.dtype(np.float32)}
+    assert half.fingerprint != single.fingerprint
+    with trunk_precision(CPU, "bfloat16"):
+        other, _, _ = extract(tmp_path, samples_of(root))
+    assert other.fingerprint != half.fingerprint, "what the trunks compute in differs, too"
 
 
 def test_a_bad_picture_stops_the_run_and_is_named(root: Path, tmp_path: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import draw_parts, small_config
 
 from manyeyes.data import ImageSet
-from manyeyes.ensemble import load_config
+from manyeyes.ensemble import load_config, with_choice
 from manyeyes.errors import ConfigError
 from manyeyes.experiments.declaration import StudyConfig, named_study, read_study, seeds_of
 from manyeyes.experiments.leaving_out import without_each_member
@@ -48,6 +49,17 @@ def test_a_study_names_presets_files_and_variants(study: Path) -> None:
     assert (found.seeds, found.folds, found.baseline) == ((0, 2), 0, "narrow")
     assert read_study(study, ["seeds=[5]", "folds=2"]).seeds == (5,)
     assert found.but(seeds=(7,), baseline="wide") == read_study(study, ["seeds=[7]", "baseline=wide"])
+
+
+def test_flags_of_the_file_and_of_the_command_line_add_up_and_do_not_multiply(study: Path) -> None:
+    bundled = load_config("bundled")
+    declared = replace(read_study(study), declared=[bundled, with_choice(bundled, "chosen")])
+    once = declared.but(choose=True, leave_one_out=True)
+    names = [config.name for config in once.ensembles]
+    assert once.but(choose=True, leave_one_out=True) == once
+    assert names[:2] == ["bundled", "chosen"]
+    assert len(set(names)) == len(names)
+    assert [name for name in names if name.endswith("-auto")] == ["bundled-auto"], "chosen is a choice already"
 
 
 @pytest.mark.parametrize(
