@@ -74,7 +74,8 @@ def small_trunk(seed: int = 0) -> TimmTrunkConfig:
 
 def small_member(name: str, seed: int = 0, **fields: Any) -> MemberConfig:
     extractor = PatchCoreConfig(trunk=small_trunk(seed), stages=(1, 2))
-    return MemberConfig(**({"name": name, "extractor": extractor, "heads": (MemoryBankConfig(ratio=0.05),)} | fields))
+    defaults = {"heads": (MemoryBankConfig(ratio=0.05),), "fusion": IndependentPcaConfig()}
+    return MemberConfig(**({"name": name, "extractor": extractor} | defaults | fields))
 
 
 def small_config(**fields: Any) -> EnsembleConfig:

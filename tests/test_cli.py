@@ -398,3 +398,6 @@ def test_distilling_a_teacher(manyeyes: Call, tmp_path: Path, refused: Callable[
     assert "none: does not exist" in refused(*missing, "--out", out, "--quiet")
     few = ("--stages", "1", "--out", tmp_path / "few.safetensors", "--quiet", "--set", "trunk.size=96")
     assert "at least 384 channels" in refused(*words, *few)
+    (tmp_path / "photographs/deep/3.png").write_bytes(b"")
+    assert "3.png: is empty" in refused(*words, "--out", tmp_path / "broken.safetensors", "--quiet")
+    assert not (tmp_path / "broken.checkpoint").exists(), "said before the first step"

@@ -77,6 +77,14 @@ def test_every_mistake_is_named_at_once(tmp_path: Path) -> None:
     assert "blurr: unknown field" in message
 
 
+def test_a_member_whose_heads_would_have_no_map(tmp_path: Path) -> None:
+    values = yaml.safe_load(GOOD)
+    values["members"][0] |= {"heads": [{"kind": "memory_bank"}], "fusion": {"kind": "score_level"}}
+    assert "its fusion.kind is score_level, so its heads have no map" in error_of(
+        write(tmp_path, yaml.safe_dump(values))
+    )
+
+
 def test_members_with_one_name_and_members_called_fused(tmp_path: Path) -> None:
     values = yaml.safe_load(GOOD)
     values["members"] *= 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,16 @@ from torch import Tensor
 from manyeyes import __version__
 from manyeyes.backbones.distillation import DistillationConfig, Distilled, distil
 from manyeyes.config import override
-from manyeyes.data import Frame, paths_to_samples, read_image
+from manyeyes.data import Frame, Sample, paths_to_samples, read_image
+from manyeyes.data.threads import in_threads
 from manyeyes.device import resolve_device
 from manyeyes.ensemble.store import samples_fingerprint
 from manyeyes.errors import ConfigError
 from manyeyes.files import make_folder, write_json, writing
 from manyeyes.progress import Progress, Silent
+
+TOGETHER = 64
+"""Pictures read at once before a distillation."""
 
 
 def distillation_config(
@@ -53,6 +57,17 @@ def default_tag(architecture: str) -> str:
     return found.tag if found is not None and found.tag else "pretrained"
 
 
+def _require_readable(samples: Sequence[Sample], progress: Progress) -> None:
+    """A picture that is broken is named now, and not after hours, when its mending would make another training of it.
+
+    Raises: DataError.
+    """
+    advance = progress.step("reading pictures")
+    for start in range(0, len(samples), TOGETHER):
+        in_threads(lambda sample: read_image(sample.path).shape, samples[start : start + TOGETHER])
+        advance(min(start + TOGETHER, len(samples)), len(samples))
+
+
 def distil_folder(
     config: DistillationConfig,
     images: str | Path,
@@ -76,6 +91,7 @@ def distil_folder(
     def read(number: int) -> Tensor:
         return rearrange(torch.tensor(read_image(samples[number].path)), "h w c -> c h w").float().div_(255)
 
+    _require_readable(samples, progress)
     checkpoint = out.with_suffix(".checkpoint")
     fingerprint = samples_fingerprint(samples, Frame(size=config.trunk.size), False)
     found = distil(config, read, len(samples), fingerprint, checkpoint, resolve_device(device), progress)

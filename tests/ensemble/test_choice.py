@@ -137,6 +137,23 @@ def test_a_member_that_nothing_looks_at_is_left_out() -> None:
     assert origin == {"fused/memory_bank": "independent_pca/memory_bank"}
 
 
+def test_a_member_without_a_map_is_left_out_with_its_heads() -> None:
+    """It may enter the fused map as far as its declaration goes, and has nothing to enter with."""
+    weights = {"independent_pca/memory_bank": 1.0}
+    plain, _ = resolved(auto(), CANDIDATES[2], weights, frozenset({"one"}))
+    assert [member.name for member in plain.members] == ["one"]
+
+
+def test_candidates_that_nothing_can_be_fused_for_are_passed_over() -> None:
+    found = evidence({"one/gaussian": 3})
+    own = {name for name in found.normal if name.split("/")[0] in ("one", "two")}
+    normal, made = ({name: scores[name] for name in own} for scores in (found.normal, found.made))
+    less = Evidence(normal, made, found.groups)
+    assert choose(auto(), less).record["strategy"] == "score_level"
+    with pytest.raises(ConfigError, match="no member has a feature map to fuse"):
+        choose(auto(fusion=AutoConfig(candidates=CANDIDATES[1:], defects=10)), less)
+
+
 def test_what_is_verified_is_the_auroc_of_the_same_combination() -> None:
     config, found = auto(), evidence({"one/memory_bank": 2})
     choice, rng = choose(config, found), np.random.default_rng(1)

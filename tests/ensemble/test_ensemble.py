@@ -16,6 +16,7 @@ from manyeyes.backbones import PatchCoreConfig, TimmConfig, TrunkPool
 from manyeyes.backbones.trunk import TimmTrunk
 from manyeyes.data import ImageBatches, ImageSet, Sample, read_image_set
 from manyeyes.ensemble import Ensemble, EnsembleConfig, Extraction, FeatureStore, Prediction, fit_ensemble
+from manyeyes.ensemble.reading import require_difference
 from manyeyes.ensemble.store import StoredTaps
 from manyeyes.errors import DataError, NotFittedError, ShapeError
 from manyeyes.fusion import (
@@ -223,6 +224,24 @@ def test_a_second_fit_forgets_the_first(parts: ImageSet, store: Path, tmp_path: 
     for (name, mine), yours in zip(once.state_dict().items(), twice.state_dict().values(), strict=True):
         assert torch.equal(mine, yours), name
     assert once.notes == twice.notes
+
+
+def test_features_that_are_not_finite_are_no_verdict(parts: ImageSet, store: Path) -> None:
+    ensemble = fitted(small_config(), parts, store)
+    taps = dict(ensemble.eyes(images(ensemble, parts.test)))
+    key = next(iter(taps))
+    taps[key] = taps[key].clone()
+    taps[key][3, 0, 0, 0] = float("nan")
+    with pytest.raises(DataError, match=rf"features {key}: not finite; .*--precision float32"):
+        ensemble.predict_taps(taps)
+
+
+def test_pictures_are_told_apart_by_those_that_can_be_read() -> None:
+    grey, white, none = torch.full((1, 3, 4, 4), 0.5), torch.ones(1, 3, 4, 4), torch.zeros(0, 3, 4, 4)
+    require_difference([none, white, none, grey])
+    require_difference([none, white])
+    with pytest.raises(DataError, match="all 2 training pictures are equal"):
+        require_difference([none, white, white])
 
 
 def test_use_before_fit_is_refused(parts: ImageSet) -> None:

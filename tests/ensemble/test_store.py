@@ -270,6 +270,16 @@ def test_embeddings_are_computed_once_and_read_again(root: Path, tmp_path: Path)
         assert torch.equal(torch.cat(list(embeddings)), first)
 
 
+def test_embeddings_of_a_precise_store_are_precise(root: Path, tmp_path: Path) -> None:
+    eyes = Ensemble(small_config()).eyes
+    taps, _, _ = FeatureStore(tmp_path, "float32").extract(eyes, samples_of(root), FRAME, batch_size=4, device=CPU)
+    key = next(iter(taps.arrays))
+    with Embeddings(taps, lambda batch: batch[key] * 1e5 + 1e-3) as embeddings:
+        first, second = torch.cat(list(embeddings)), torch.cat(list(embeddings))
+    assert torch.equal(first, values(taps)[key] * 1e5 + 1e-3)
+    assert torch.equal(second, first)
+
+
 def test_the_error_of_a_store_is_one_that_users_can_mend(tmp_path: Path, parts: ImageSet) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ManyeyesError, match=r"part of the path is a file"):

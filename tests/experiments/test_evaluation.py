@@ -12,10 +12,10 @@ import pytest
 from conftest import draw_parts, picture, save, small_config, small_member
 from sklearn.metrics import average_precision_score, f1_score, precision_recall_curve, roc_auc_score
 
-from manyeyes.data import ImageBatches, ImageSet, Sample, ground_truth_mask, read_image_set
+from manyeyes.data import Frame, ImageBatches, ImageSet, Sample, ground_truth_mask, read_image_set
 from manyeyes.ensemble import Prediction, load_run, train_run
 from manyeyes.errors import DataError
-from manyeyes.experiments.evaluation import evaluate_run, measure, summary
+from manyeyes.experiments.evaluation import evaluate_run, marked, measure, summary
 from manyeyes.fusion import ScoreLevelConfig
 from manyeyes.heads import AContrarioConfig, GaussianConfig, MemoryBankConfig
 
@@ -259,3 +259,16 @@ def test_the_summary_is_for_people(figures: dict[str, Any]) -> None:
     assert rows[0]["image AUROC"] == f"{100 * figures['image']['auroc']:.1f}"
     assert len(rows) == 1 + 2 + 2 + 5
     assert len({tuple(row) for row in rows}) == 1, "all rows have the same columns"
+
+
+def test_nothing_is_marked_outside_the_region_of_interest(hard: ImageSet, tmp_path: Path) -> None:
+    """Not even where everything inside is wrong, so that the lowest value of the map is too high."""
+    frame = Frame(size=64, region=(0.25, 0.25, 0.75, 0.75))
+    ensemble = train_run(small_config(frame=frame), hard, tmp_path / "run", device="cpu")
+    placed = ensemble.config.frame.sized(ensemble.canvas)
+    batch = next(iter(ImageBatches(hard.test[:1], placed, 1)))
+    prediction = ensemble.predict(batch.images)
+    wrong = np.full((40, 80), float(ensemble.map_threshold_) + 1, np.float32)
+    marks = marked(ensemble, placed, prediction, 0, wrong)
+    assert marks[10:30, 20:60].all()
+    assert marks.sum() == 20 * 40

@@ -15,6 +15,7 @@ from manyeyes.errors import ConfigError, DataError, NotFittedError
 from manyeyes.heads import AContrario, AContrarioConfig
 from manyeyes.heads.a_contrario import (
     Windows,
+    _sample,
     dispersion,
     false_alarms,
     log10_tails,
@@ -188,6 +189,14 @@ def test_batches_do_not_matter_to_the_fit() -> None:
     one, many = AContrarioConfig().build().fit([whole]), AContrarioConfig().build().fit(parts)
     assert torch.equal(one.quantiles_, many.quantiles_)
     torch.testing.assert_close(one.dispersion_, many.dispersion_)
+
+
+@pytest.mark.parametrize("side", [16, 64, 100])
+def test_quantiles_are_taken_from_all_columns(side: int) -> None:
+    columns = torch.arange(float(side)).expand(2, 1, side, side)
+    counts = torch.bincount(_sample(columns)[:, 0].long(), minlength=side)
+    assert counts.min() > 0
+    assert counts.max() <= 1.5 * counts.min() + 2
 
 
 def test_even_windows_are_refused() -> None:
