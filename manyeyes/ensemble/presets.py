@@ -139,7 +139,11 @@ _ALL = (
     Preset("bundled-single", lambda: single("bundled-single", LITE0, (2, 3, 4), OWN_HEADS), "its first eye alone"),
     Preset("bundled-score", lambda: score_level("bundled-score", bundled_members()), "bundled, scores fused only"),
     Preset("bundled-global", lambda: fused("bundled-global", bundled_members(), GLOBAL), "bundled, one global PCA"),
-    Preset("bundled-independent", lambda: fused("bundled-independent", bundled_members()), "as bundled, under a name for comparisons: a PCA per member"),
+    Preset(
+        "bundled-independent",
+        lambda: fused("bundled-independent", bundled_members()),
+        "bundled itself, named to be compared",
+    ),
     Preset(
         "bundled-efficientad",
         lambda: fused("bundled-efficientad", (*bundled_members(), teacher_member())),
