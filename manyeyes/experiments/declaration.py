@@ -27,7 +27,6 @@ from manyeyes.ensemble import PRESETS, EnsembleConfig, load_config, with_choice
 from manyeyes.ensemble.config import Name
 from manyeyes.errors import ConfigError
 from manyeyes.experiments.leaving_out import without_each_member
-from manyeyes.fusion import AutoConfig
 
 
 def _as(field: str) -> BeforeValidator:
@@ -109,7 +108,7 @@ class Declared:
     @property
     def ensembles(self) -> list[EnsembleConfig]:
         """Those that are declared and what follows from them. Raises: ConfigError if one leaves nothing to choose."""
-        fixed = [config for config in self.declared if not isinstance(config.fusion, AutoConfig)]
+        fixed = [config for config in self.declared if config.fusion.kind != "auto"]
         return [
             *self.declared,
             *(without_each_member(self.declared) if self.leave_one_out else []),
