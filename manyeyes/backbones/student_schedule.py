@@ -59,6 +59,7 @@ class TrainingConfig(Config):
     """``schedule`` is `PAPER` on an accelerator and `SHORT` on a CPU unless it is given."""
 
     schedule: Schedule | None = Field(None, description="by default the paper's, on a CPU a short one")
+    steps: int | None = Field(None, ge=1, description="optimiser steps instead of the schedule's own number")
     hard: float = Field(0.999, ge=0, lt=1, description="quantile of the differences that the student learns from")
     penalty: str | None = Field(
         None, description="folder of natural pictures on which the student must not follow the teacher"
@@ -66,4 +67,5 @@ class TrainingConfig(Config):
     penalty_pictures: int = Field(4096, ge=1, description="of these, at most this many are used")
 
     def schedule_for(self, device: torch.device) -> Schedule:
-        return self.schedule or (SHORT if device.type == "cpu" else PAPER)
+        schedule = self.schedule or (SHORT if device.type == "cpu" else PAPER)
+        return schedule if self.steps is None else schedule.model_copy(update={"steps": self.steps})

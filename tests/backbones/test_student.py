@@ -81,6 +81,9 @@ def test_a_cpu_gets_the_short_schedule_unless_one_is_given() -> None:
     assert TrainingConfig().schedule_for(torch.device("cpu")) == SHORT
     assert TrainingConfig().schedule_for(torch.device("cuda")) == PAPER
     assert TrainingConfig(schedule=given).schedule_for(torch.device("cpu")) == given
+    longer = TrainingConfig(steps=9).schedule_for(torch.device("cpu"))
+    assert longer == SHORT.model_copy(update={"steps": 9})
+    assert TrainingConfig(steps=9, schedule=given).schedule_for(torch.device("cuda")).steps == 9
 
 
 def batches(*counts: int) -> list[Tensor]:
