@@ -86,7 +86,7 @@ def feature_level(config: EnsembleConfig) -> EnsembleConfig:
     """The fused map and the discriminator on it, without any head that looks at one member."""
     members = tuple(member.model_copy(update={"heads": ()}) for member in config.members)
     return config.model_copy(
-        update={"name": f"{config.name}, fused map alone", "members": members, "heads": config.heads[:1]}
+        update={"name": f"{config.name}-fused-map-alone", "members": members, "heads": config.heads[:1]}
     )
 
 
