@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manyeyes.errors import ShapeError
-from manyeyes.maps import MapSpec, check_maps, finest_grid, neighbourhood_mean, pooled, to_grid
+from manyeyes.maps import MapSpec, all_finite, check_maps, finest_grid, neighbourhood_mean, pooled, to_grid
 
 SIDE = st.integers(1, 9)
 few = settings(max_examples=25, deadline=None)
@@ -82,3 +82,13 @@ def test_maps_that_are_not_as_declared(maps: tuple[torch.Tensor, ...], message: 
     with pytest.raises(ShapeError, match=message):
         check_maps(maps, specs)
     check_maps((some(2, 3, 4, 4), some(2, 5, 2, 2)), specs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_values_are_finite_whatever_their_sum_would_be_in_their_own_precision(dtype: torch.dtype) -> None:
+    values = torch.full((3, 64, 64), 60_000.0).to(dtype)
+    assert all_finite(values)
+    for broken in (float("nan"), float("inf"), -float("inf")):
+        spoilt = values.clone()
+        spoilt[1, 2, 3] = broken
+        assert not all_finite(spoilt)
