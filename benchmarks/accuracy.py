@@ -33,6 +33,8 @@ SETS = {
     "toy": "otx_hazelnut_toy",
 }
 RESULTS = Path(__file__).parent / "results" / "accuracy.md"
+CANVAS = 448
+"""Side in px of the canvas of `three`: strategies that are compared with it see the same pictures."""
 
 
 def three_members() -> tuple[MemberConfig, ...]:

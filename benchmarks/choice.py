@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accuracy import SETS, three
+from accuracy import CANVAS, SETS, three
 from scipy.stats import spearmanr
 
 from manyeyes.data import read_image_set
@@ -30,7 +30,6 @@ from manyeyes.files import read_json, write_text
 from manyeyes.progress import shown
 
 RESULTS = Path(__file__).parent / "results" / "choice.md"
-CANVAS = 448
 
 
 def percent(values: Sequence[float]) -> str:

@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from accuracy import three
+from accuracy import CANVAS, three
 
 from manyeyes.data import ImageSet, read_image_set
 from manyeyes.ensemble import EnsembleConfig
@@ -31,7 +31,6 @@ from manyeyes.fusion import AutoConfig, ConcatenateConfig, FusionConfig, GlobalP
 from manyeyes.progress import shown
 
 RESULTS = Path(__file__).parent / "results" / "strategies.md"
-CANVAS = 448
 
 
 def strategies() -> list[EnsembleConfig]:
@@ -66,7 +65,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     found, most = read_image_set(arguments.data), arguments.images
-    image_set = replace(found, train=found.train[:most], test=found.test[:: max(1, len(found.test) // (most or 10**9))])
+    step = max(1, len(found.test) // most) if most else 1
+    image_set = replace(found, train=found.train[:most], test=found.test[::step])
     chosen = [config for config in declared if arguments.alone is None or config.name in arguments.alone]
     alone = {config.name: seconds([config], image_set) for config in chosen}
     together = seconds(declared, image_set)

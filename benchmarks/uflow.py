@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from accuracy import SETS, finished, three
+from accuracy import CANVAS, SETS, finished, three
 
 from manyeyes.config import override
 from manyeyes.data import read_image_set
@@ -31,8 +31,6 @@ from manyeyes.files import write_text
 from manyeyes.progress import shown
 
 RESULTS = Path(__file__).parent / "results" / "uflow.md"
-CANVAS = 448
-"""Both ensembles of ``member`` see the same pictures."""
 ALONE, MEMBER = ("bottle", "mtd"), tuple(SETS)
 
 
@@ -45,10 +43,7 @@ def ensembles(what: str, changes: Sequence[str]) -> list[EnsembleConfig]:
     if what == "alone":
         chosen = [PRESETS["uflow"].build()]
     else:
-        chosen = [
-            config.model_copy(update={"frame": config.frame.sized((CANVAS, CANVAS))})
-            for config in (three(), with_uflow())
-        ]
+        chosen = [config.model_copy(update={"frame": config.frame.sized(CANVAS)}) for config in (three(), with_uflow())]
     return [EnsembleConfig.parse(override(config.model_dump(mode="json"), changes)) for config in chosen]
 
 

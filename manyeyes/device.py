@@ -41,21 +41,15 @@ def trunk_precision(device: torch.device, precision: Precision = "auto") -> Abst
 
     ``auto`` is float16 on CUDA, which is also the precision of stored features, and float32 elsewhere.
     """
-    precision = resolve_precision(device, precision)
+    if precision == "auto":
+        precision = "float16" if device.type == "cuda" else "float32"
     if precision == "float32":
         return nullcontext()
     return torch.autocast(device.type, dtype=getattr(torch, precision))
 
 
-def resolve_precision(device: torch.device, precision: Precision = "auto") -> Precision:
-    """What ``auto`` means on this device."""
-    if precision != "auto":
-        return precision
-    return "float16" if device.type == "cuda" else "float32"
-
-
 def arithmetic(device: torch.device) -> str:
-    """Device and precision of the trunks at this place of the program, such as ``cuda-float16``."""
+    """Device and precision of trunks that run here, inside `trunk_precision` or not, such as ``cuda-float16``."""
     autocast = torch.is_autocast_enabled(device.type)
     dtype = torch.get_autocast_dtype(device.type) if autocast else torch.float32
     return f"{device.type}-{str(dtype).removeprefix('torch.')}"

@@ -204,6 +204,13 @@ class Eyes(nn.Module):
         part.trunks = nn.ModuleDict({key: self.trunks[key] for key in keys})
         return part
 
+    def without(self, stages: Mapping[str, Sequence[str]]) -> Eyes:
+        """The same trunk modules without some of their stages, by key; a trunk that has no other is left out."""
+        left = {key: [stage for stage in own if stage not in stages[key]] for key, own in self.stages.items()}
+        part = self.restricted([key for key, own in left.items() if own])
+        part.stages = {key: left[key] for key in part.stages}
+        return part
+
     def compile_trunks(self, backend: str | Callable[..., Any] = "inductor") -> None:
         """Let every trunk be compiled at its first pass, in place: minutes that pay on a GPU and with many pictures."""
         for trunk in self.each():

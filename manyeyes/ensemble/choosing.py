@@ -86,11 +86,14 @@ def choose_fitted(
     normal = arrays(read)
     spoilt = arrays(wide.read(made_taps, progress.step("judging made defects"))[0])
     kinds = {name for name, _ in wide.config.fusions}
-    fused = [cast(Branch, branch) for branch in wide.branches if cast(Branch, branch).name in kinds]
-    entering = frozenset(member for branch in fused for member in branch.members)
+    branches = [cast(Branch, branch) for branch in wide.branches]
+    entering = frozenset(member for branch in branches if branch.name in kinds for member in branch.members)
     choice = choose(wide.config, Evidence(normal, spoilt, [sample.group for sample in made], entering))
-    known = tuple({name: parts[old] for name, old in choice.origin.items() if old in parts} for parts in (read, maps))
-    ensemble = narrowed(wide, choice).settle(taps, progress=progress, known=(known[0], known[1]))
+
+    def kept(parts: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: parts[old] for name, old in choice.origin.items() if old in parts}
+
+    ensemble = narrowed(wide, choice).settle(taps, progress=progress, known=(kept(read), kept(maps)))
     ensemble.notes += choice.notes
     return Chosen(ensemble, choice, made, wide, normal)
 

@@ -55,6 +55,15 @@ class MemberConfig(Config):
     )
     fuse: bool = Field(True, description="whether this member's maps enter the fused map")
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if isinstance(self.fusion, ScoreLevelConfig) and any(head.reads == "map" for head in self.heads):
+            raise ValueError(
+                f"member {self.name!r}: its fusion.kind is score_level, so its heads have no map to judge: leave its "
+                "fusion out, or name a PCA or concatenate"
+            )
+        return self
+
 
 class ThresholdConfig(Config):
     """Where alarm begins, from good parts alone."""
@@ -109,13 +118,7 @@ class EnsembleConfig(Config):
                 raise ValueError("heads judge a fused map, but fusion.kind is score_level: give heads to the members")
             if not any(member.heads for member in self.members):
                 raise ValueError("fusion.kind is score_level, so at least one member needs heads")
-        for member in self.members:
-            if isinstance(member.fusion, ScoreLevelConfig) and any(head.reads == "map" for head in member.heads):
-                raise ValueError(
-                    f"member {member.name!r}: its fusion.kind is score_level, so its heads have no map to judge: leave "
-                    "its fusion out, or name a PCA or concatenate"
-                )
-        if not isinstance(self.fusion, ScoreLevelConfig) and not self.heads:
+        elif not self.heads:
             raise ValueError(f"fusion.kind is {self.fusion.kind}, so at least one entry in heads is needed")
         if self.fusions and not any(member.fuse for member in self.members):
             raise ValueError("no member enters the fused map: set fuse: true for one, or use fusion.kind: score_level")

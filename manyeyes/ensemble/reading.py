@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from io import BufferedRandom
 from pathlib import Path
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Generic, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -75,6 +75,7 @@ class Embeddings:
 
     def __init__(self, taps: TapSource, embed: Callable[[Taps], Tensor]) -> None:
         self.taps, self.embed = taps, embed
+        self.dtype = torch.float16 if taps.half else torch.float32
         self.file: BufferedRandom | None = None
         self.files: list[BufferedRandom] = []
 
@@ -91,17 +92,17 @@ class Embeddings:
             return
         offset = 0
         for shape in self.shapes:
-            stored = np.empty(shape, np.float16 if self.taps.half else np.float32)
+            stored = torch.empty(shape, dtype=self.dtype)
             self.file.seek(offset)
-            self.file.readinto(stored.data.cast("B"))
+            self.file.readinto(stored.numpy().data.cast("B"))
             offset += stored.nbytes
-            yield rearrange(torch.from_numpy(stored), "b h w d -> b d h w").to(self.device).float()
+            yield rearrange(stored, "b h w d -> b d h w").to(self.device).float()
 
     def _first_pass(self) -> Iterator[Tensor]:
         file: BufferedRandom | None = None
         shapes: list[tuple[int, ...]] = []
         for embedding in Reading(self.taps, self.embed):
-            stored = rearrange(embedding.half() if self.taps.half else embedding.float(), "b d h w -> b h w d")
+            stored = rearrange(embedding.to(self.dtype), "b d h w -> b h w d")
             if file is None:
                 needed = len(self.taps) * stored[0].numel() * stored.element_size()
                 file = _scratch_file(self.taps.scratch, needed)
@@ -126,18 +127,14 @@ def _scratch_file(folder: Path | None, needed: int) -> BufferedRandom:
         raise RunError(f"{where}: embeddings cannot be kept there ({error.strerror}); choose another folder") from None
 
 
-def require_difference(pictures: Iterable[Any]) -> None:
-    """Of pictures (b, 3, H, W), or of the dictionaries of their taps, batch by batch.
-
-    Raises: DataError if there are several pictures and all look the same. Reads up to the first that differs.
-    """
+def require_difference(batches: Iterable[Taps]) -> None:
+    """Raises: DataError if there are several pictures and all look the same. Reads up to the first that differs."""
     first: dict[str, Tensor] = {}
     seen = 0
-    for batch in pictures:
-        named = batch if isinstance(batch, Mapping) else {"picture": batch}
-        count = len(next(iter(named.values())))
+    for batch in batches:
+        count = len(next(iter(batch.values())))
         seen += count
-        for key, value in named.items() if count else ():  # a batch of unreadable pictures is empty
+        for key, value in batch.items() if count else ():  # a batch of unreadable pictures is empty
             reference = first.setdefault(key, value[:1])
             if bool(((value - reference).abs() > SAME * reference.abs().max()).any()):
                 return

@@ -132,14 +132,8 @@ class FeatureStore:
         folders = {key: self.folder / key / pictures for key in eyes.stages}
         arrays = {f"{key}.{stage}": folders[key] / f"{stage}.npy" for key in eyes.stages for stage in eyes.stages[key]}
         with FileLock(self.folder / f"{pictures}.lock"):
-            stored = {key: self._stored(folder) for key, folder in folders.items()}
-            missing = {
-                key: [stage for stage in stages if stage not in stored[key]] for key, stages in eyes.stages.items()
-            }
-            missing = {key: stages for key, stages in missing.items() if stages}
-            if missing:
-                part = eyes.restricted(list(missing))
-                part.stages = missing
+            part = eyes.without({key: self._stored(folder) for key, folder in folders.items()})
+            if part.stages:
                 batches = ImageBatches(samples, frame, batch_size, skip_bad=skip_bad)
                 self._extract(part, batches, folders, device, progress)
             records = [read_json(folder / "done.json") for folder in folders.values()]

@@ -59,7 +59,7 @@ def train_trunks(
                 continue
             checkpoint = path.with_suffix(".checkpoint")
             images = Pictures(train, frame, skip_bad)
-            require_difference(images)
+            require_difference({"picture": batch} for batch in images)
             trunk.fit(images, identity, seed, _pictures_in(frame), checkpoint, progress)
             with writing(path) as temporary:
                 save_file({key: value.cpu() for key, value in trunk.learned().items()}, str(temporary))

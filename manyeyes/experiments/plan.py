@@ -9,7 +9,7 @@ from pathlib import Path
 
 from manyeyes.data import ImageSet, Sample
 from manyeyes.data import folds as folds_of
-from manyeyes.device import resolve_precision
+from manyeyes.device import arithmetic, trunk_precision
 from manyeyes.ensemble import Ensemble, EnsembleConfig
 from manyeyes.ensemble.store import samples_fingerprint
 from manyeyes.ensemble.training import require_labels, split
@@ -81,7 +81,8 @@ class Keys:
 
     def __init__(self, image_set: ImageSet, bench: Bench) -> None:
         self.image_set, self.settings = image_set, bench.settings
-        self.arithmetic = bench.device.type, resolve_precision(bench.device, bench.settings.precision)
+        with trunk_precision(bench.device, bench.settings.precision):
+            self.arithmetic = arithmetic(bench.device)
         self.truth = _truth(image_set.test)
 
     def cell(self, config: EnsembleConfig, ensemble: Ensemble, fold: tuple[int, int] | None) -> Cell:
@@ -90,8 +91,9 @@ class Keys:
         listed = samples_fingerprint(pictures, config.frame, settings.skip_bad)
         weights = " ".join(sorted(ensemble.eyes.stages))
         further = [digits for trunk in ensemble.trainable for digits in further_pictures(trunk, config.frame)]
-        facts = [code_digest(), config.fingerprint(), weights, listed, *further, self.truth, settings.repetitions, fold]
-        key = hashlib.sha256("|".join(map(str, [*facts, *self.arithmetic])).encode()).hexdigest()[:12]
+        facts = [code_digest(), config.fingerprint(), weights, self.arithmetic, listed, *further, self.truth]
+        text = "|".join([*facts, str(settings.repetitions), str(fold)])
+        key = hashlib.sha256(text.encode()).hexdigest()[:12]
         part = f"--fold{fold[0] + 1}of{fold[1]}" if fold else ""
         name = f"{self.image_set.name}--{config.name}--seed{config.seed}{part}--{key}"
         number = fold[0] if fold else None

@@ -139,23 +139,16 @@ class AContrario(Fitted):
     def judged(self, maps: Sequence[Tensor]) -> Iterator[tuple[int, Tensor]]:
         """log10 NFA of every window, per chance, map and side: the map's number, and (b, h_i, w_i) for its windows."""
         spreads = self.dispersion_.tolist()
-        probabilities, alarms = (value.to(self.quantiles_.device) for value in false_alarms(self._windows(maps)))
+        rows: list[tuple[int, Tensor]] = []
+        windows: list[Windows] = []
         for (level, row, column), side, channels, counts in self._counts(maps):
-            tails = rarity(counts, side, channels, self.config.chances[level], spreads[level][row][column])
+            chance, spread = self.config.chances[level], spreads[level][row][column]
+            rows.append((row, rarity(counts, side, channels, chance, spread)))
+            sizes = window_sizes(counts.shape[1], counts.shape[2], side)
+            windows += [Windows(number, positions * channels, chance, spread) for positions, number in sizes]
+        probabilities, alarms = (value.to(self.quantiles_.device) for value in false_alarms(tuple(windows)))
+        for row, tails in rows:
             yield row, alarms[torch.searchsorted(probabilities, tails)]
-
-    def _windows(self, maps: Sequence[Tensor]) -> tuple[Windows, ...]:
-        """All windows of a picture, those with the same law of their counts together."""
-        spreads = self.dispersion_.tolist()
-        found: list[Windows] = []
-        for level, chance in enumerate(self.config.chances):
-            for row, value in enumerate(maps):
-                for column, side in enumerate(self.config.windows):
-                    inside = window_counts(torch.ones(1, 1, *value.shape[2:]), side)
-                    for positions, number in zip(*torch.unique(inside, return_counts=True), strict=True):
-                        values = int(positions) * value.shape[1]
-                        found.append(Windows(int(number), values, chance, spreads[level][row][column]))
-        return tuple(found)
 
     def mask(self, maps: Sequence[Tensor], grid: Grid) -> Tensor:
         """Pixels with fewer false alarms than the config allows, without the skirts of their marks.
@@ -212,6 +205,17 @@ def trimmed(significance: Tensor, edge: float) -> Tensor:
 def window_counts(values: Tensor, side: int) -> Tensor:
     """Sum over the part inside the border of the window around every position. Shapes: (b, 1, h, w) -> (b, h, w)."""
     return F.avg_pool2d(values, side, stride=1, padding=side // 2, divisor_override=1)[:, 0]
+
+
+@lru_cache(maxsize=64)
+def window_sizes(h: int, w: int, side: int) -> tuple[tuple[int, int], ...]:
+    """How many positions of a window lie inside the border, and how many windows of a map of (h, w) that holds for.
+
+    >>> window_sizes(3, 3, 3)
+    ((4, 4), (6, 4), (9, 1))
+    """
+    found = torch.unique(window_counts(torch.ones(1, 1, h, w), side), return_counts=True)
+    return tuple((int(positions), int(number)) for positions, number in zip(*found, strict=True))
 
 
 def rarity(counts: Tensor, side: int, channels: int, chance: float, spread: float) -> Tensor:

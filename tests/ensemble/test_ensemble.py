@@ -237,7 +237,8 @@ def test_features_that_are_not_finite_are_no_verdict(parts: ImageSet, store: Pat
 
 
 def test_pictures_are_told_apart_by_those_that_can_be_read() -> None:
-    grey, white, none = torch.full((1, 3, 4, 4), 0.5), torch.ones(1, 3, 4, 4), torch.zeros(0, 3, 4, 4)
+    values = torch.full((1, 3, 4, 4), 0.5), torch.ones(1, 3, 4, 4), torch.zeros(0, 3, 4, 4)
+    grey, white, none = ({"picture": value} for value in values)
     require_difference([none, white, none, grey])
     require_difference([none, white])
     with pytest.raises(DataError, match="all 2 training pictures are equal"):
