@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -25,7 +25,7 @@ synthesize = typer.Typer(no_args_is_help=True, help="Draw a data set of made par
 app.add_typer(synthesize, name="synthesize")
 
 Out = Annotated[Path, typer.Option("--out", help="folder to write to")]
-Json = Annotated[Optional[Path], typer.Option("--json", help="write the figures to this file")]  # noqa: UP045
+Json = Annotated[Path | None, typer.Option("--json", help="write the figures to this file")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1")]
 PrecisionName = Literal["auto", "float32", "float16", "bfloat16"]
 Precision = Annotated[PrecisionName, typer.Option(help="precision of the trunks")]
@@ -39,7 +39,7 @@ Choose = Annotated[
     bool, typer.Option("--choose", help="let made defects choose the fusion and the weights of all heads")
 ]
 Datas = Annotated[list[Path] | None, typer.Option("--data", help="folder of pictures; may be given more than once")]
-Set = Annotated[Optional[list[str]], typer.Option("--set", help="override a field: fusion.components=128")]  # noqa: UP045
+Set = Annotated[list[str] | None, typer.Option("--set", help="override a field: fusion.components=128")]
 
 
 def _version(asked: bool) -> None:
@@ -77,7 +77,7 @@ def train(
     choose: Choose = False,
     layout: Layout = "auto",
     labelled: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(help="folder with good and defective pictures, for combiners that learn from labels"),
     ] = None,
     device: Device = "auto",
@@ -310,7 +310,7 @@ def schema() -> None:
 
 
 @app.command(epilog="Example: `manyeyes presets bundled > mine.yaml`")
-def presets(name: Annotated[Optional[str], typer.Argument(help="print this one as YAML")] = None) -> None:  # noqa: UP045
+def presets(name: Annotated[str | None, typer.Argument(help="print this one as YAML")] = None) -> None:
     """List the presets, or print one as YAML to start from."""
     from manyeyes.ensemble import PRESETS, load_config
 

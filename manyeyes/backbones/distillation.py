@@ -187,7 +187,7 @@ class Distillation:
                 told = self.network(images)
             loss = F.mse_loss(told.float(), targets)
             self.optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(loss)
             self.optimiser.step()
             if not bool(torch.isfinite(loss)):
                 raise DataError(f"distillation: the loss is not finite at step {step}; lower learning_rate")

@@ -51,12 +51,15 @@ def folded(network: nn.Sequential, size: PdnSize, out: int) -> nn.Sequential:
         if isinstance(norm, nn.BatchNorm2d):
             assert norm.running_mean is not None
             assert norm.running_var is not None
+            assert target.bias is not None
             gain = norm.weight / torch.sqrt(norm.running_var + norm.eps)
             target.weight.copy_(source.weight * gain.view(-1, 1, 1, 1))
-            target.bias.copy_(norm.bias - norm.running_mean * gain)  # type: ignore[union-attr]
+            target.bias.copy_(norm.bias - norm.running_mean * gain)
         else:
+            assert target.bias is not None
+            assert source.bias is not None
             target.weight.copy_(source.weight)
-            target.bias.copy_(source.bias)  # type: ignore[union-attr, arg-type]
+            target.bias.copy_(source.bias)
     return plain.eval()
 
 

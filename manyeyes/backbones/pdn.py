@@ -211,6 +211,7 @@ def map_grid(network: nn.Sequential, size: Grid) -> Grid:
         if isinstance(layer, nn.Conv2d):
             kernel, margin, stride = layer.kernel_size[0], int(layer.padding[0]), layer.stride[0]
         elif isinstance(layer, nn.AvgPool2d):
+            # The pools of these networks are square, with one number where PyTorch allows a pair.
             kernel, margin, stride = int(layer.kernel_size), int(layer.padding), int(layer.stride)  # type: ignore[arg-type]
         else:
             continue

@@ -57,6 +57,7 @@ class StudentTraining:
             coder = autoencoder(teacher.input_size, grid, CHANNELS)
             if self.schedule.he:
                 draw_as_he(coder)
+        # PyTorch's stubs have no overload of `to` with a device and a memory format.
         self.student, self.autoencoder = (
             network.to(self.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
             for network in (student, coder)
@@ -159,7 +160,7 @@ class StudentTraining:
                 f"EfficientAD: the loss is not finite at step {step}; lower training.schedule.learning_rate"
             )
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         optimiser.step()
 
     def _draw(self, pictures: KeptPictures, generator: torch.Generator) -> Tensor:

@@ -75,7 +75,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
             with Image.open(path) as image:
                 w, h = image.size
                 if image.format == "TIFF":  # Pillow's own size may or may not be turned already
-                    tags: Any = image.tag_v2  # type: ignore[attr-defined]
+                    tags: Any = image.tag_v2  # type: ignore[attr-defined]  # a TIFF's own class has it
                     w, h = tags[IMAGE_WIDTH], tags[IMAGE_HEIGHT]
                 return (w, h) if _orientation(image) >= 5 else (h, w)
         except UnidentifiedImageError:
@@ -160,7 +160,7 @@ def _declared_bits(image: Image.Image) -> int | None:
     if image.format == "PPM":  # Pillow has scaled it by the maximum in its header
         return 16
     if image.format == "TIFF":
-        bits = image.tag_v2.get(BITS_PER_SAMPLE, (8,))[0]  # type: ignore[attr-defined]
+        bits = image.tag_v2.get(BITS_PER_SAMPLE, (8,))[0]  # type: ignore[attr-defined]  # a TIFF's own class has it
         return bits if 9 <= bits <= 15 else None
     return None
 

@@ -13,7 +13,7 @@ from manyeyes.ensemble.branch import Branch, Judgement
 from manyeyes.ensemble.config import EnsembleConfig
 from manyeyes.ensemble.memory import Memory, fit_anew
 from manyeyes.ensemble.prediction import Prediction
-from manyeyes.ensemble.reading import Reading, Taps, TapSource, require_difference
+from manyeyes.ensemble.reading import Gathered, Reading, Taps, TapSource, require_difference
 from manyeyes.ensemble.spread import spread
 from manyeyes.ensemble.threshold import conformal_threshold
 from manyeyes.errors import DataError, NotFittedError
@@ -201,31 +201,20 @@ class Ensemble(Fitted):
         return self
 
     def read(self, taps: TapSource, advance: Advance) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Every head's raw scores (n,), and its maps (n, h, w) on the branch's small grid.
-
-        They are written into tensors of their full size: many small ones that stay, made between large ones that go,
-        would leave memory in pieces that nothing fits into again.
-        """
-        scores: dict[str, Tensor] = {}
-        maps: dict[str, Tensor] = {}
-        done = 0
+        """Every head's raw scores (n,), and its maps (n, h, w) on the branch's small grid."""
+        scores, maps = Gathered(len(taps)), Gathered(len(taps))
         with torch.inference_mode():
             for batch in taps:
                 judgement = self.judge(batch)
-                for found, parts in ((scores, judgement.scores), (maps, judgement.maps)):
-                    for name, part in parts.items():
-                        if name not in found:
-                            with torch.inference_mode(False):  # what is fitted on them may be changed later
-                                found[name] = part.new_empty(len(taps), *part.shape[1:])
-                        found[name][done : done + len(part)] = part
-                done += len(next(iter(judgement.scores.values())))
-                advance(done, len(taps))
-        for name, value in scores.items():
+                scores.add(judgement.scores)
+                maps.add(judgement.maps)
+                advance(scores.done, len(taps))
+        for name, value in scores.values.items():
             if not bool(torch.isfinite(value).all()):
                 raise DataError(
                     f"head {name}: scores of validation normals are not finite; the features are degenerate"
                 )
-        return scores, maps
+        return scores.values, maps.values
 
     def _fit_combiners(self, scores: dict[str, Tensor], learned: tuple[dict[str, Tensor], Tensor] | None) -> None:
         for group, names in self.groups.items():

@@ -65,6 +65,29 @@ class Reading(Generic[T]):
             yield value
 
 
+class Gathered:
+    """What is said of every picture, by name, batch by batch into tensors of ``count`` rows.
+
+    Many small tensors that stay, made between large ones that go, would leave memory in pieces that nothing fits into
+    again.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count, self.done = count, 0
+        self.values: dict[str, Tensor] = {}
+
+    def add(self, parts: Mapping[str, Tensor]) -> None:
+        """The next rows of everything. Shapes: {name: (b, ...)}."""
+        rows = 0
+        for name, part in parts.items():
+            if name not in self.values:
+                with torch.inference_mode(False):  # what is fitted on them may be changed later
+                    self.values[name] = part.new_empty(self.count, *part.shape[1:])
+            rows = len(part)
+            self.values[name][self.done : self.done + rows] = part
+        self.done += rows
+
+
 class Embeddings:
     """Embeddings of all pictures, computed in the first pass and read from a temporary file in every later one.
 

@@ -54,7 +54,7 @@ class SharedFits:
     def _load(self, path: Path, module: nn.Module) -> float:
         try:
             with safe_open(str(path), framework="pt", device=str(self.device)) as file:
-                module.load_state_dict({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
+                module.load_state_dict({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118 - no dict
                 module.to(self.device)
                 return float(file.metadata()["seconds"])
         except (SafetensorError, OSError, RuntimeError, KeyError) as error:

@@ -108,7 +108,7 @@ class Discriminator(MapHead):
             good, fake = judged.split(config.batch)
             loss = F.relu(MARGIN - good).mean() + F.relu(MARGIN + fake).mean()
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(loss)
             optimiser.step()
             schedule.step()
         return hidden, norm, output

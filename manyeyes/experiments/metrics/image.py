@@ -125,7 +125,7 @@ class ImageStatistics:
             (self.defects, defects),
             (self.of_group, groups),
         ):
-            held.extend(new)  # type: ignore[arg-type]
+            held.extend(new)  # type: ignore[arg-type]  # each list with its own kind, which a loop hides
 
     @property
     def good(self) -> Array:

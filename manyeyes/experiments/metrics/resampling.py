@@ -118,6 +118,7 @@ def statistics(limit: float, limits: Sequence[float]) -> dict[str, Callable[[Ran
         "au_pro": lambda counts, pro, spro: ranks.area_under_overlap(counts, pro, limit),
     }
     for at in limits:
+        # The default binds the limit of this turn; a Callable's type cannot say that there is one.
         named[f"au_spro.{at}"] = lambda counts, pro, spro, at=at: ranks.area_under_overlap(counts, spro, at)  # type: ignore[misc]
     return named
 
