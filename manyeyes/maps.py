@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -102,3 +103,15 @@ def even_step(count: int, most: int, period: int) -> int:
     while math.gcd(step, period) > 1:
         step += 1
     return step
+
+
+def gram(rows: Tensor) -> Tensor:
+    """``rows.T @ rows``. On a CPU NumPy computes it, which sees that it is symmetric and does half the work.
+
+    Shapes: (n, c) -> (c, c), of the same type.
+    """
+    if rows.device.type != "cpu":
+        return rows.T @ rows
+    values = rows.detach().numpy()
+    with np.errstate(over="ignore", invalid="ignore"):  # the caller looks at what came out, as on any device
+        return torch.from_numpy(values.T @ values)

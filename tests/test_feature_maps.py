@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manyeyes.errors import ShapeError
-from manyeyes.maps import MapSpec, all_finite, check_maps, finest_grid, neighbourhood_mean, pooled, to_grid
+from manyeyes.maps import MapSpec, all_finite, check_maps, finest_grid, gram, neighbourhood_mean, pooled, to_grid
 
 SIDE = st.integers(1, 9)
 few = settings(max_examples=25, deadline=None)
@@ -92,3 +92,13 @@ def test_values_are_finite_whatever_their_sum_would_be_in_their_own_precision(dt
         spoilt = values.clone()
         spoilt[1, 2, 3] = broken
         assert not all_finite(spoilt)
+
+
+@few
+@given(st.integers(0, 9), SIDE, st.booleans())
+def test_the_gram_matrix_is_the_product_in_any_layout(n: int, c: int, turned: bool) -> None:
+    rows = some(c, n).T if turned else some(n, c)
+    found = gram(rows)
+    torch.testing.assert_close(found, torch.einsum("ni,nj->ij", rows, rows))
+    assert torch.equal(found, found.T)
+    assert gram(rows.float()).dtype == torch.float32

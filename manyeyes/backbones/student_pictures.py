@@ -1,4 +1,4 @@
-"""Pictures in random order: batches that come once, kept as 8-bit pixels in a file without a name."""
+"""Pictures in random order: batches that come once, kept as 8-bit pixels in a file without a name; penalty pictures."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from manyeyes.backbones.distillation_views import Augmentation
 from manyeyes.backbones.pixels import Pixels
+from manyeyes.checkpoint import drawn_at
 from manyeyes.errors import RunError
 from manyeyes.maps import Grid
+
+NATURAL = 22
 
 
 class KeptPictures:
@@ -45,6 +49,20 @@ class KeptPictures:
     def __getitem__(self, numbers: Tensor) -> Tensor:
         """Shapes: (b,) int64 -> (b, 3, H, W) in [0, 1]."""
         return torch.from_numpy(np.ascontiguousarray(self.values[numbers.numpy()])).float().div_(255)
+
+
+def photograph_views(count: int, size: Grid, seed: int) -> Iterator[Tensor]:
+    """Views of the two photographs that come with scikit-learn (a temple, a flower), cut out, turned and coloured.
+
+    Shapes: ``count`` times (1, 3, *size) in [0, 1].
+    """
+    from sklearn.datasets import load_sample_images
+
+    found = load_sample_images().images
+    photographs = [torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 255 for image in found]
+    changed = Augmentation(zoom=0.1, turn=True, colour=0.4, grey=0.1)
+    for number in range(count):
+        yield changed(photographs[number % len(photographs)], size, drawn_at(seed, NATURAL, number))
 
 
 def _bytes(batches: Iterable[Tensor], size: Grid, most: int | None) -> Iterator[NDArray[np.uint8]]:

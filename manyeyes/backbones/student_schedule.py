@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 
 from manyeyes.backbones.pdn import RECEPTIVE_FIELD, STRIDE
+from manyeyes.backbones.student_fit import StudentFit
 from manyeyes.config import Config
 
 LATE, LATE_RATE = 0.95, 0.1
@@ -21,37 +22,24 @@ class Schedule(Config):
     steps: int = Field(70_000, ge=1, description="optimiser steps")
     images: int = Field(1, ge=1, description="pictures per step")
     crop: int | None = Field(
-        None, ge=RECEPTIVE_FIELD + STRIDE, description="side in px of what the student sees of a picture; null: all"
+        None, ge=RECEPTIVE_FIELD + STRIDE, description="side in px of what the teacher says of a picture; null: all"
     )
     learning_rate: float = Field(1e-4, gt=0, description="Adam's rate, a tenth of it for the last 5 % of the steps")
     weight_decay: float = Field(1e-5, ge=0)
-    one_view: bool = Field(False, description="both losses look at one coloured view: half the student's work")
-    start: int = Field(
-        0, ge=0, description="start as the teacher, its last layer fitted to so many good pictures; 0: drawn afresh"
+    fit: StudentFit | None = Field(
+        None,
+        description="fit the student in closed form after the steps; null: it learns in them",
     )
-    ridge: float = Field(1e-2, gt=0, description="ridge of that fit, relative to the mean square of an input")
-    autoencoder_rate: float | None = Field(None, gt=0, description="Adam's rate of the autoencoder; null: the same")
     he: bool = Field(False, description="the autoencoder is drawn as He et al. 2015 do, so that it learns at once")
     statistics: int | None = Field(None, ge=1, description="pictures that the teacher is standardised on; null: all")
 
-    def rates(self, step: int) -> tuple[float, float]:
-        """Adam's rates of student and autoencoder at a step, counted from 0."""
-        share = LATE_RATE if step >= LATE * self.steps else 1.0
-        return share * self.learning_rate, share * (self.autoencoder_rate or self.learning_rate)
+    def rate(self, step: int) -> float:
+        """Adam's rate at a step, counted from 0."""
+        return (LATE_RATE if step >= LATE * self.steps else 1.0) * self.learning_rate
 
 
 PAPER = Schedule()
-SHORT = Schedule(
-    steps=300,
-    images=2,
-    crop=96,
-    learning_rate=5e-4,
-    one_view=True,
-    start=32,
-    autoencoder_rate=1e-3,
-    he=True,
-    statistics=32,
-)
+SHORT = Schedule(steps=1000, images=2, crop=96, learning_rate=1e-3, fit=StudentFit(), he=True, statistics=64)
 """What a CPU affords (docs/efficientad.md)."""
 
 

@@ -2,16 +2,16 @@
 
 Source: Batzner, Heckler, Koenig, WACV 2024, arXiv 2303.14535, section 3.2 and algorithm 1.
 Where we differ: the student's borders are mirrored as everywhere here; and a CPU, for which the paper's schedule takes
-weeks, gets a short one (`student_schedule.SHORT`): crops, a larger rate, one coloured view for both losses, and a
-student that starts as the teacher with its last layer fitted to the good pictures in closed form.
+weeks, gets a short one (`student_schedule.SHORT`): the autoencoder alone learns in the steps, at a larger rate and from
+crops of what the teacher says; then the student is fitted in closed form (`student_fit`).
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from manyeyes.backbones.autoencoder import autoencoder, draw_as_he
 from manyeyes.backbones.contract import PicturesIn
-from manyeyes.backbones.distillation_network import refit_last
 from manyeyes.backbones.pdn import (
     CHANNELS,
     RECEPTIVE_FIELD,
@@ -30,8 +29,9 @@ from manyeyes.backbones.pdn import (
     patch_description_network,
     positions,
 )
+from manyeyes.backbones.student_fit import StudentFit, fit_student
 from manyeyes.backbones.student_losses import change_colours, hard_feature_loss
-from manyeyes.backbones.student_pictures import KeptPictures
+from manyeyes.backbones.student_pictures import KeptPictures, photograph_views
 from manyeyes.backbones.student_schedule import PAPER, TrainingConfig
 from manyeyes.checkpoint import drawn_at, load_checkpoint, save_checkpoint
 from manyeyes.device import training_precision
@@ -42,6 +42,8 @@ from manyeyes.progress import Progress
 STEP = 21
 CHECKPOINT_SECONDS = 60.0
 TIMED_STEPS = 5
+OF_PHOTOGRAPHS = 200
+"""Views that stand for penalty pictures where no folder is named."""
 
 
 class StudentTraining:
@@ -57,6 +59,8 @@ class StudentTraining:
             coder = autoencoder(teacher.input_size, grid, CHANNELS)
             if self.schedule.he:
                 draw_as_he(coder)
+            if self.schedule.fit is not None:
+                student[:-1].load_state_dict(teacher.network[:-1].state_dict())
         # PyTorch's stubs have no overload of `to` with a device and a memory format.
         self.student, self.autoencoder = (
             network.to(self.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
@@ -83,13 +87,12 @@ class StudentTraining:
         if not len(pictures):
             raise DataError("EfficientAD: there is no picture to train on")
         natural = self._natural(pictures_in, folder, progress)
-        groups = [{"params": list(network.parameters())} for network in (self.student, self.autoencoder)]
-        optimiser = torch.optim.Adam(groups, weight_decay=self.schedule.weight_decay)
+        learning = (self.autoencoder,) if self.schedule.fit else (self.student, self.autoencoder)
+        weights = [weight for network in learning for weight in network.parameters()]
+        optimiser = torch.optim.Adam(weights, weight_decay=self.schedule.weight_decay)
         found = load_checkpoint(checkpoint, identity, self.networks, optimiser) if checkpoint is not None else None
         if found is None:
             self._standardise(pictures)
-            if self.schedule.start:
-                self._start_from_teacher(pictures)
         advance = progress.step("training EfficientAD")
         begun = found[0] if found else 0
         left = self.schedule.steps - begun
@@ -105,6 +108,10 @@ class StudentTraining:
                 if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
                     save_checkpoint(checkpoint, step + 1, identity, self.networks, optimiser)
                     saved = time.monotonic()
+        if self.schedule.fit is not None:
+            if checkpoint is not None and left:
+                save_checkpoint(checkpoint, self.schedule.steps, identity, self.networks, optimiser)
+            self._fit(self.schedule.fit, pictures, natural, progress)
         return {
             f"{name}.{key}": value.detach().clone().contiguous()
             for name, network in self.networks.items()
@@ -117,14 +124,17 @@ class StudentTraining:
         minutes = max(1, round(left * seconds / 60))
         return f"EfficientAD on {self.device}: {left:,} steps to go{short}, about {minutes} min"
 
-    def _natural(self, pictures_in: PicturesIn, folder: Path | None, progress: Progress) -> KeptPictures | None:
+    def _natural(self, pictures_in: PicturesIn, folder: Path | None, progress: Progress) -> KeptPictures:
+        size, most = self.teacher.input_size, self.config.penalty_pictures
+        if self.schedule.fit is not None:
+            most = min(most, self.schedule.fit.natural)
         if self.config.penalty is None:
             progress.say(
-                "EfficientAD trains without penalty pictures: its student may follow the teacher on defects too, "
-                "which costs accuracy; name a folder of natural pictures in training.penalty"
+                "EfficientAD's penalty pictures are views of two photographs, for want of a folder: its student may "
+                "follow the teacher on defects that look like neither; name a folder of varied pictures in "
+                "training.penalty"
             )
-            return None
-        size, most = self.teacher.input_size, self.config.penalty_pictures
+            return KeptPictures(photograph_views(min(most, OF_PHOTOGRAPHS), size, self.seed), size, folder)
         found = KeptPictures(pictures_in(self.config.penalty), size, folder, most)
         if not len(found):
             raise DataError(f"{self.config.penalty}: there is no penalty picture")
@@ -135,24 +145,23 @@ class StudentTraining:
         step: int,
         optimiser: torch.optim.Optimizer,
         pictures: KeptPictures,
-        natural: KeptPictures | None,
+        natural: KeptPictures,
     ) -> None:
         """One optimiser step; what it sees depends on the seed and the number of the step alone."""
-        schedule = self.schedule
         generator = drawn_at(self.seed, STEP, step)
         torch.manual_seed(int(torch.randint(1 << 40, (), generator=generator)))  # what the autoencoder drops
-        for group, rate in zip(optimiser.param_groups, schedule.rates(step), strict=True):
-            group["lr"] = rate
+        for group in optimiser.param_groups:
+            group["lr"] = self.schedule.rate(step)
         images = self._draw(pictures, generator)
         coloured = change_colours(images, generator).to(self.device)
         y, x, h, w = window = self._window(generator)
         imagined = self._told(self.autoencoder, self._normalised(coloured))[:, :, y : y + h, x : x + w]
-        target, told = self._both(coloured, window)
-        loss = F.mse_loss(imagined, target) + F.mse_loss(told[:, CHANNELS:], imagined)
-        if not schedule.one_view:
+        pixels = self._cut(coloured, window)
+        loss = F.mse_loss(imagined, self._teacher(pixels))
+        if self.schedule.fit is None:
+            loss = loss + F.mse_loss(self._told(self.student, pixels)[:, CHANNELS:], imagined)
             target, told = self._both(images.to(self.device), window)
-        loss = loss + hard_feature_loss(target - told[:, :CHANNELS], self.config.hard)
-        if natural is not None:
+            loss = loss + hard_feature_loss(target - told[:, :CHANNELS], self.config.hard)
             pixels = self._cut(self._draw(natural, generator).to(self.device), window)
             loss = loss + self._told(self.student, pixels)[:, :CHANNELS].square().mean()
         if not bool(torch.isfinite(loss)):
@@ -202,18 +211,17 @@ class StudentTraining:
         return self.teacher.pixels.normalise(images).contiguous(memory_format=torch.channels_last)
 
     def _spread(self, pictures: KeptPictures, most: int | None) -> Iterator[Tensor]:
-        """Mirrored and normalised pictures, evenly spread over all, one by one. Shapes: (1, 3, H + 29, W + 29)."""
+        """Pictures, evenly spread over all, one by one. Shapes: (1, 3, H, W) in [0, 1]."""
         count = min(most or len(pictures), len(pictures))
         for index in range(count):
-            image = pictures[torch.tensor([index * len(pictures) // count])]
-            yield self._normalised(mirrored(image.to(self.device)))
+            yield pictures[torch.tensor([index * len(pictures) // count])].to(self.device)
 
     @torch.no_grad()
     def _standardise(self, pictures: KeptPictures) -> None:
         """Mean and deviation per channel of the teacher on the good pictures."""
         sums, squares, count = torch.zeros(CHANNELS).double(), torch.zeros(CHANNELS).double(), 0
-        for pixels in self._spread(pictures, self.schedule.statistics):
-            told = self.teacher.describe(pixels).double().cpu()
+        for image in self._spread(pictures, self.schedule.statistics):
+            told = self.teacher.describe(self._normalised(mirrored(image))).double().cpu()
             sums += told.sum(dim=(0, 2, 3))
             squares += told.square().sum(dim=(0, 2, 3))
             count += told[:, 0].numel()
@@ -222,15 +230,20 @@ class StudentTraining:
         self.scale.load_state_dict({"mean": mean.float().view(-1, 1, 1), "std": std.float().view(-1, 1, 1)})
 
     @torch.no_grad()
-    def _start_from_teacher(self, pictures: KeptPictures) -> None:
-        """The student's layers become the teacher's; the first half of its last one the least-squares fit to it."""
-        network = patch_description_network(self.teacher.size).to(self.device)
-        network.load_state_dict(self.teacher.network.state_dict())
-        seen = ((pixels, self._teacher(pixels)) for pixels in self._spread(pictures, self.schedule.start))
-        refit_last(network, seen, self.schedule.ridge, share=0.5, seed=self.seed)
-        *body, last = self.student
-        for mine, its in zip(body, network, strict=False):
-            mine.load_state_dict(its.state_dict())
-        mine, its = cast(nn.Conv2d, last), cast(nn.Conv2d, network[-1])
-        mine.weight[:CHANNELS] = its.weight
-        cast(Tensor, mine.bias)[:CHANNELS] = cast(Tensor, its.bias)
+    def _fit(self, fit: StudentFit, pictures: KeptPictures, natural: KeptPictures, progress: Progress) -> None:
+        """The student in closed form, on pictures as they are; the autoencoder drops nothing meanwhile."""
+        counts = min(fit.pictures, len(pictures)), min(fit.natural, len(natural))
+        advance = progress.step("fitting EfficientAD's student")
+        self.autoencoder.eval()
+
+        def good() -> Iterator[tuple[Tensor, Tensor]]:
+            for image in self._spread(pictures, fit.pictures):
+                pixels = self._normalised(mirrored(image))
+                yield pixels, torch.cat([self._teacher(pixels), self.autoencoder(self._normalised(image))], dim=1)
+
+        def other() -> Iterator[tuple[Tensor, Tensor]]:
+            for image in self._spread(natural, fit.natural):
+                yield self._normalised(mirrored(image)), image.new_zeros(1, CHANNELS, *self.grid)
+
+        each = [min(1.0, fit.positions / (count * math.prod(self.grid))) for count in counts]
+        fit_student(self.student, good(), other(), (each[0], each[1]), fit, self.seed, advance)

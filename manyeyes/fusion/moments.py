@@ -17,13 +17,10 @@ from einops import rearrange
 from torch import Tensor
 
 from manyeyes.errors import DataError
-from manyeyes.maps import Grid, MapSpec, to_grid
+from manyeyes.maps import Grid, MapSpec, gram, to_grid
 
 ROWS = 8192
 """Samples per matrix product: large enough that the product dominates, small enough that a chunk stays under 100 MB."""
-
-BLOCK = 256
-"""Channels per block of the product: it is symmetric, so that the blocks under the diagonal are left out."""
 
 ROUNDING = 1e-12
 """A variance below this part of the squared mean is float32 rounding of a constant (1e-6 of the mean, squared)."""
@@ -41,7 +38,6 @@ class Moments:
         self.count = 0
         self._shift = torch.zeros(channels)
         self._sum = torch.zeros(channels, dtype=torch.float64)
-        # Only the upper triangle counts.
         self._second = torch.zeros(channels, channels, dtype=torch.float64)
 
     def update(self, samples: Tensor) -> Self:
@@ -51,9 +47,7 @@ class Moments:
             if self.count == 0:
                 self._move(chunk)
             centred = chunk - self._shift
-            for start in range(0, self.channels, BLOCK):
-                rows = slice(start, start + BLOCK)
-                self._second[rows, start:] += centred[:, rows].T @ centred[:, start:]
+            self._second += gram(centred)
             self._sum += centred.sum(dim=0, dtype=torch.float64)
             self.count += len(chunk)
         # A value that is not finite, or whose square is not, stays on the diagonal.

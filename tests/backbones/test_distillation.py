@@ -1,4 +1,4 @@
-"""Distillation: closed forms against numpy, targets where the network looks, views and resumption that repeat."""
+"""Distillation: folded norms, targets where the network looks, views and resumption that repeat."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from manyeyes.backbones import TimmTrunkConfig, distillation
 from manyeyes.backbones.contract import Stage, Trunk
 from manyeyes.backbones.distillation import Distillation, DistillationConfig, Distilled, distil, one_cycle
-from manyeyes.backbones.distillation_network import LeastSquares, folded, improve_last, refit_last, with_norms
+from manyeyes.backbones.distillation_network import folded, improve_last, with_norms
 from manyeyes.backbones.distillation_targets import Targets, first_centre
 from manyeyes.backbones.distillation_views import Augmentation, Views
 from manyeyes.backbones.pdn import CENTRE
@@ -49,23 +49,6 @@ def test_folded_norms_are_the_same_function(size: Any) -> None:
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in plain)
 
 
-@pytest.mark.parametrize("ridge", [1e-6, 0.03, 2.0])
-def test_least_squares_is_ridge_regression_on_centred_data(ridge: float) -> None:
-    rows, wanted = torch.rand(50, 6, generator=drawn(1)) + 3, torch.rand(50, 2, generator=drawn(2))
-    system = LeastSquares(6, 2)
-    for start in range(0, 50, 17):
-        system.see(rows[start : start + 17], wanted[start : start + 17])
-    weight, bias = system.solve(ridge)
-    x, y = rows.double().numpy(), wanted.double().numpy()
-    centred, middle = x - x.mean(0), y - y.mean(0)
-    strength = np.sqrt(ridge * np.trace(centred.T @ centred) / 6)
-    expected = np.linalg.lstsq(
-        np.vstack([centred, strength * np.eye(6)]), np.vstack([middle, np.zeros((6, 2))]), rcond=None
-    )[0]
-    np.testing.assert_allclose(weight.T, expected, rtol=2e-3, atol=1e-5)
-    np.testing.assert_allclose(bias, y.mean(0) - x.mean(0) @ expected, rtol=2e-3, atol=1e-4)
-
-
 def tiny(seed: int = 0) -> nn.Sequential:
     torch.manual_seed(seed)
     return nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Conv2d(5, 4, 2))
@@ -85,14 +68,6 @@ def batches(network: nn.Module, noise: float, count: int = 8) -> list[tuple[Tens
 def error(network: nn.Module, pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
     with torch.no_grad():
         return sum(float((network(image) - wanted).square().sum()) for image, wanted in pairs)
-
-
-def test_a_last_layer_that_was_lost_is_found_again() -> None:
-    whole, blank = tiny(), tiny()
-    nn.init.zeros_(blank[-1].weight)  # type: ignore[arg-type]
-    refit_last(blank, batches(whole, 0.0), ridge=1e-9, share=1.0, seed=0)
-    torch.testing.assert_close(blank[-1].weight, whole[-1].weight, rtol=1e-2, atol=1e-3)
-    torch.testing.assert_close(blank[-1].bias, whole[-1].bias, rtol=1e-2, atol=1e-3)
 
 
 def test_improving_takes_away_what_is_wrong() -> None:

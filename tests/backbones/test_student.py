@@ -64,14 +64,12 @@ def test_colours_of_an_image_do_not_depend_on_those_before_it() -> None:
 
 
 def test_the_rate_falls_to_a_tenth_for_the_last_twentieth() -> None:
-    found = [Schedule(steps=40, autoencoder_rate=1e-3).rates(step) for step in (0, 37, 38, 39)]
-    assert [student for student, _ in found] == pytest.approx([1e-4, 1e-4, 1e-5, 1e-5])
-    assert [coder for _, coder in found] == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4])
-    assert Schedule().rates(0) == (1e-4, 1e-4), "the paper has one rate"
+    found = [Schedule(steps=40).rate(step) for step in (0, 37, 38, 39)]
+    assert found == pytest.approx([1e-4, 1e-4, 1e-5, 1e-5])
 
 
 def test_the_defaults_are_the_papers() -> None:
-    assert (PAPER.steps, PAPER.images, PAPER.crop, PAPER.start) == (70_000, 1, None, 0)
+    assert (PAPER.steps, PAPER.images, PAPER.crop, PAPER.fit) == (70_000, 1, None, None)
     assert (PAPER.learning_rate, PAPER.weight_decay) == (1e-4, 1e-5)
     assert TrainingConfig().hard == 0.999
 

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from manyeyes.backbones import EfficientAdTrunkConfig, PdnTrunkConfig, student_training
 from manyeyes.backbones.efficientad_trunk import EfficientAdTrunk
+from manyeyes.backbones.student_fit import StudentFit
+from manyeyes.backbones.student_pictures import photograph_views
 from manyeyes.backbones.student_schedule import Schedule, TrainingConfig
 from manyeyes.backbones.student_training import StudentTraining
 from manyeyes.errors import DataError, RunError, WeightsError
@@ -19,6 +21,8 @@ from manyeyes.progress import Silent
 
 SIZE = (64, 48)
 QUICK = Schedule(steps=4, crop=40, learning_rate=1e-3)
+QUICK_FIT = StudentFit(positions=500, natural=10, rounds=1)
+FITTED = Schedule(steps=4, crop=40, learning_rate=1e-3, fit=StudentFit(positions=2000, natural=20))
 IDENTITY = "0123456789abcdef"
 
 
@@ -51,6 +55,9 @@ def fit(
 def same(one: EfficientAdTrunk, other: EfficientAdTrunk) -> bool:
     mine, its = one.learned(), other.learned()
     return mine.keys() == its.keys() and all(torch.equal(mine[key], its[key]) for key in mine)
+
+
+PICTURES = {"good": good(), "natural": natural()}
 
 
 class Stopped(Exception):
@@ -91,9 +98,9 @@ def test_a_training_draws_nothing_from_the_callers_random_numbers() -> None:
     ("size", "schedule"),
     [
         ("small", Schedule(steps=4, crop=None, learning_rate=1e-3)),
-        ("medium", Schedule(steps=4, crop=40, one_view=True, images=2, learning_rate=1e-3, start=1, statistics=2)),
+        ("medium", Schedule(steps=4, crop=40, images=2, learning_rate=1e-3, fit=QUICK_FIT, statistics=2)),
     ],
-    ids=["drawn", "from the teacher"],
+    ids=["trained", "fitted"],
 )
 def test_an_interrupted_training_ends_with_the_same_tensors(
     size: str, schedule: Schedule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -145,7 +152,7 @@ def test_maps_are_squared_disagreements() -> None:
 
 def test_the_student_learns_what_the_teacher_says_of_good_pictures() -> None:
     before = fit(declared(Schedule(steps=1, crop=40, learning_rate=1e-9)))
-    after = fit(declared(Schedule(steps=15, one_view=True, learning_rate=5e-4), hard=0.0))
+    after = fit(declared(Schedule(steps=20, learning_rate=5e-4), hard=0.0))
     assert after(good(), ["local"])["local"].mean() < 0.7 * before(good(), ["local"])["local"].mean()
 
 
@@ -155,33 +162,49 @@ def test_every_part_learns() -> None:
         assert not torch.equal(before[name], after[name]), name
 
 
-def test_a_student_that_starts_as_the_teacher_agrees_where_it_has_looked() -> None:
-    schedule = Schedule(steps=1, learning_rate=1e-9, start=4, ridge=1e-4)
-    trunk = fit(declared(schedule))
-    known, unknown = (float(trunk(images, ["local"])["local"].mean()) for images in (good(), natural()))
-    assert known < 0.03
+@pytest.mark.parametrize("size", ["small", "medium"])
+def test_a_fitted_student_agrees_on_good_pictures_and_is_quiet_on_others(size: str) -> None:
+    trunk = fit(declared(FITTED, size, penalty="natural"))
+    found = {name: trunk(images, ["local", "global", "student_teacher"]) for name, images in PICTURES.items()}
+    known, unknown = (float(found[name]["local"].mean()) for name in ("good", "natural"))
     assert unknown > 20 * known
+    assert float(found["natural"]["student_teacher"].square().mean()) < 0.5
+    assert float(found["natural"]["global"].mean()) > 5 * float(found["good"]["global"].mean())
 
 
-def test_the_penalty_keeps_the_student_quiet_on_other_pictures() -> None:
-    schedule = Schedule(steps=8, crop=40, learning_rate=1e-3, start=1)
+def test_a_fitted_student_follows_the_autoencoder_without_what_it_drops() -> None:
+    trunk = fit(declared(FITTED, "medium"))
+    seen = trunk(good().mul(255).round().div(255), ["global", "autoencoder"])
+    assert float(seen["global"].mean()) < 0.05 * float(seen["autoencoder"].var())
+
+
+def test_the_penalty_keeps_a_trained_student_quiet_on_other_pictures() -> None:
     strength = []
-    for penalty in (None, "natural"):
-        trunk = fit(declared(schedule, "medium", penalty=penalty))
+    for steps in (1, 12):
+        trunk = fit(declared(Schedule(steps=steps, crop=40, learning_rate=1e-3), "medium", penalty="natural"))
         strength.append(float(trunk(natural(), ["student_teacher"])["student_teacher"].square().mean()))
     assert strength[1] < 0.7 * strength[0]
+
+
+def test_without_a_folder_views_of_two_photographs_are_the_penalty_pictures() -> None:
+    one, again = (list(photograph_views(6, (40, 56), 0)) for _ in range(2))
+    assert {tuple(view.shape) for view in one} == {(1, 3, 40, 56)}
+    assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
+    assert all(float(view.min()) >= 0 and float(view.max()) <= 1 for view in one)
+    assert len({float(view.mean()) for view in one}) == 6
+    assert not torch.equal(one[0], next(photograph_views(1, (40, 56), 1)))
 
 
 def test_what_is_missing_and_how_long_it_takes_is_said() -> None:
     progress = Interrupting()
     fit(declared(Schedule(steps=8, crop=40)), progress=progress)
-    assert progress.said[0].startswith("EfficientAD trains without penalty pictures")
+    assert progress.said[0].startswith("EfficientAD's penalty pictures are views of two photographs, for want of a")
     assert progress.said[1] == (
         "EfficientAD on cpu: 8 steps to go of a schedule shorter than the paper's 70,000, about 1 min"
     )
     progress = Interrupting()
     fit(declared(penalty="natural"), progress=progress)
-    assert not any("without penalty" in line for line in progress.said)
+    assert not any("two photographs" in line for line in progress.said)
 
 
 def test_only_the_hard_features_of_the_student_teach_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,15 +263,15 @@ def test_a_loss_that_is_not_finite_names_its_step() -> None:
 
 
 def test_a_ridge_below_rounding_is_refused_in_words() -> None:
-    with pytest.raises(DataError, match="a ridge of 1e-12 is lost in the rounding"):
-        fit(declared(Schedule(steps=1, start=1, ridge=1e-12)))
+    with pytest.raises(DataError, match="a ridge of 1e-16 is lost in the rounding"):
+        fit(declared(Schedule(steps=1, crop=40, fit=StudentFit(ridge=1e-16, penalty=0, positions=300, natural=5))))
 
 
 def test_pictures_without_any_contrast_train_or_are_refused_in_words() -> None:
     flat = torch.full((3, 3, *SIZE), 0.5)
     assert fit(declared(), [flat])(flat, ["local"])["local"].isfinite().all()
     with pytest.raises(DataError, match="pictures that all look the same"):
-        fit(declared(Schedule(steps=2, start=2)), [flat])
+        fit(declared(Schedule(steps=2, crop=40, fit=QUICK_FIT), "medium"), [flat])
 
 
 def test_what_was_learned_fits_its_own_config_alone() -> None:

@@ -1,0 +1,93 @@
+"""EfficientAD's student in closed form: the teacher's layers, and a last one that agrees with it on good pictures only.
+
+The last layer of a patch description network is linear in what the layers before it give. The student that says what
+the teacher says on good pictures and nothing on penalty pictures, the two wishes of the paper's loss (Batzner, Heckler,
+Koenig, WACV 2024, arXiv 2303.14535, section 3.2), is a least-squares fit away. Where the paper learns from the hardest
+thousandth of all differences, here positions are fitted again with weights that grow where they were missed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import cast
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from manyeyes.backbones.least_squares import BLOCK, LeastSquares, position_rows
+from manyeyes.backbones.pdn import CHANNELS
+from manyeyes.config import Config
+from manyeyes.progress import Advance
+
+HEAVIEST = 30.0
+"""A position's weight, relative to the mean, is at most this and at least its inverse."""
+
+
+class StudentFit(Config):
+    """How a student is fitted to its teacher (`fit_student`)."""
+
+    pictures: int = Field(64, ge=1, description="good pictures to fit to, evenly spread over all")
+    natural: int = Field(200, ge=1, description="penalty pictures to fit to, evenly spread over all")
+    positions: int = Field(24_576, ge=1, description="random positions of either kind, the good held in memory")
+    penalty: float = Field(0.1, ge=0, description="weight of penalty positions, all together, against the good ones")
+    ridge: float = Field(1e-2, gt=0, description="ridge, relative to the mean variance of an input")
+    rounds: int = Field(3, ge=0, description="fits with weights on the positions that the fit before missed")
+
+
+@torch.no_grad()
+def fit_student(
+    student: nn.Sequential,
+    good: Iterable[tuple[Tensor, Tensor]],
+    natural: Iterable[tuple[Tensor, Tensor]],
+    shares: tuple[float, float],
+    config: StudentFit,
+    seed: int,
+    advance: Advance,
+) -> None:
+    """Replace the student's last layer. Its other layers are the teacher's.
+
+    ``good``: normalised pixels (1, 3, H, W) with what teacher and autoencoder say of them, one after the other
+    (1, 768, h, w). ``natural``: pixels of penalty pictures with zeros (1, 384, h, w). ``shares``: of the positions of
+    either, what is used.
+    Raises: DataError if the pictures look the same everywhere or the ridge is too small for them.
+    """
+    last = cast(nn.Conv2d, student[-1])
+    inputs = last.weight[0].numel()
+    whole, quiet = LeastSquares(inputs, last.out_channels), LeastSquares(inputs, CHANNELS)
+    seen, wanted = [], []
+    for rows, values in position_rows(student, good, shares[0], seed):
+        whole.see(rows, values)
+        seen.append(rows)
+        wanted.append(values[:, :CHANNELS])
+    for rows, values in position_rows(student, natural, shares[1], seed + 1):
+        quiet.see(rows, values)
+    _set(last, slice(CHANNELS, None), *(value[CHANNELS:] for value in whole.solve(config.ridge)))
+    rows, targets = torch.cat(seen), torch.cat(wanted)
+    weights = rows.new_ones(len(rows))
+    system = whole.only(slice(CHANNELS))
+    for index in range(config.rounds + 1):
+        advance(index, config.rounds + 1)
+        system.add(quiet, config.penalty * system.count / quiet.count)
+        weight, bias = (value.to(rows) for value in system.solve(config.ridge))
+        _set(last, slice(CHANNELS), weight, bias)
+        if index == config.rounds:
+            break
+        blocks = list(zip(torch.split(rows, BLOCK), torch.split(targets, BLOCK), strict=True))
+        missed = torch.cat([(part @ weight.T + bias - target).square().mean(dim=1) for part, target in blocks])
+        weights = _limited(weights * _limited(missed).sqrt())
+        system = LeastSquares(inputs, CHANNELS)
+        for (part, target), heavy in zip(blocks, torch.split(weights, BLOCK), strict=True):
+            system.see(part, target, heavy)
+    advance(config.rounds + 1, config.rounds + 1)
+
+
+def _limited(values: Tensor) -> Tensor:
+    """Relative to their mean, and within `HEAVIEST`; all one where there is nothing but zeros."""
+    mean = values.mean()
+    return (values / mean).clamp(1 / HEAVIEST, HEAVIEST) if bool(mean > 0) else torch.ones_like(values)
+
+
+def _set(layer: nn.Conv2d, channels: slice, weight: Tensor, bias: Tensor) -> None:
+    layer.weight[channels] = weight.view_as(layer.weight[channels]).to(layer.weight)
+    cast(Tensor, layer.bias)[channels] = bias.to(layer.weight)
