@@ -144,9 +144,9 @@ def puad(arguments: argparse.Namespace) -> list[str]:
     ]
     lines.append(row("training and fit, s", [f"{seconds:.0f}" for seconds in fits]))
     schedule = trunk.training.schedule_for(resolve_device(arguments.device))
-    said = "with penalty pictures" if trunk.training.penalty else "without penalty pictures"
-    crop = f", crops of {schedule.crop} px" if schedule.crop else ""
-    return [*lines, "", f"{schedule.steps:,} steps of {schedule.images} pictures{crop}, {said}."]
+    said = "a folder of penalty pictures" if trunk.training.penalty else "views of two photographs as penalty pictures"
+    how = "the autoencoder learns, then the student is fitted" if schedule.fit else "student and autoencoder learn"
+    return [*lines, "", f"{schedule.steps:,} steps of {schedule.images} pictures: {how}; {said}."]
 
 
 def members(arguments: argparse.Namespace) -> list[str]:
@@ -220,8 +220,7 @@ def seconds(function: Callable[[], object], device: torch.device) -> float:
 
 def trunk_of(arguments: argparse.Namespace) -> EfficientAdTrunkConfig:
     """The teacher and the training that the command line asks for; the schedule is the device's own."""
-    schedule = Schedule(steps=arguments.steps) if arguments.steps else None
-    training = TrainingConfig(penalty=str(arguments.penalty) if arguments.penalty else None, schedule=schedule)
+    training = TrainingConfig(penalty=str(arguments.penalty) if arguments.penalty else None, steps=arguments.steps)
     return EfficientAdTrunkConfig(
         teacher=PdnTrunkConfig(size=arguments.size, weights=arguments.teacher), training=training
     )
@@ -258,7 +257,7 @@ def main() -> None:
     parser.add_argument("--penalty", type=Path, help="folder of natural pictures")
     parser.add_argument("--teacher", default="bundled", help="bundled, random, or a file")
     parser.add_argument("--size", default="small", choices=["small", "medium"])
-    parser.add_argument("--steps", type=int, help="steps of the paper's schedule; by default the device's own schedule")
+    parser.add_argument("--steps", type=int, help="instead of the device's own number")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()

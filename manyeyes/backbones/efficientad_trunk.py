@@ -97,6 +97,7 @@ class EfficientAdTrunk(TrainableTrunk):
             self.student = patch_description_network(config.teacher.size, 2 * CHANNELS)
             self.autoencoder = autoencoder(self.input_size, self.grid, CHANNELS)
         self.scale = Standardisation(CHANNELS)
+        self.shared = False
         self.requires_grad_(False)
         self.eval()
 
@@ -149,6 +150,9 @@ class EfficientAdTrunk(TrainableTrunk):
         for name, part in parts:
             state = {key[len(name) + 1 :]: value for key, value in learned.items() if key.startswith(f"{name}.")}
             load_strictly(part, state, f"trained {name}")
+        # A fitted student has the teacher's layers but for the last, so that they need to run only once.
+        mine, its = self.student[:-1].state_dict(), self.teacher.network[:-1].state_dict()
+        self.shared = all(torch.equal(mine[key], its[key].to(mine[key])) for key in mine)
         self.key = f"{self.declared_key}-{identity}"
         self.weights_source = f"{self.teacher.weights_source}, student trained"
         self.weights_digest = state_digest(self.learned())
@@ -165,10 +169,16 @@ class EfficientAdTrunk(TrainableTrunk):
         pixels = self.pixels(images)
         extended = mirrored(pixels).contiguous(memory_format=torch.channels_last)
         found: dict[str, Tensor] = {}
-        if TEACHER in needed:
-            found[TEACHER] = self.scale(self.teacher.describe(extended))
+        if TEACHER in needed and STUDENT in needed and self.shared:
+            body = self.student[:-1](extended)
+            found[TEACHER] = self.scale(self.teacher.scale(self.teacher.network[-1](body)))
+            found[STUDENT] = self.student[-1](body)
+        else:
+            if TEACHER in needed:
+                found[TEACHER] = self.scale(self.teacher.describe(extended))
+            if STUDENT in needed:
+                found[STUDENT] = self.student(extended)
         if STUDENT in needed:
-            found[STUDENT] = self.student(extended)
             found["student_teacher"], found["student_autoencoder"] = found[STUDENT].chunk(2, dim=1)
         if AUTOENCODER in needed:
             found[AUTOENCODER] = self.autoencoder(pixels)

@@ -50,7 +50,9 @@ class TrainingConfig(Config):
     steps: int | None = Field(None, ge=1, description="optimiser steps instead of the schedule's own number")
     hard: float = Field(0.999, ge=0, lt=1, description="quantile of the differences that the student learns from")
     penalty: str | None = Field(
-        None, description="folder of natural pictures on which the student must not follow the teacher"
+        None,
+        description="folder of natural pictures on which the student must not follow the teacher; by default views of "
+        "two photographs",
     )
     penalty_pictures: int = Field(4096, ge=1, description="of these, at most this many are used")
 

@@ -163,6 +163,23 @@ def test_every_part_learns() -> None:
 
 
 @pytest.mark.parametrize("size", ["small", "medium"])
+def test_layers_that_teacher_and_student_share_run_once_and_say_the_same(size: str) -> None:
+    trunk = fit(declared(QUICK.model_copy(update={"steps": 1, "fit": QUICK_FIT}), size))
+    names = ["teacher", "student", "local", "global", "student_teacher_pooled", "teacher_pooled"]
+    ran: list[str] = []
+    for name, network in (("teacher", trunk.teacher.network), ("student", trunk.student)):
+        network[0].register_forward_hook(lambda *_, name=name: ran.append(name))
+    assert trunk.shared
+    found = trunk(good(2, seed=1), names)
+    assert ran == ["student"]
+    trunk.shared = False
+    for name, value in trunk(good(2, seed=1), names).items():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-5)
+    assert ran == ["student", "teacher", "student"]
+    assert not fit(declared()).shared, "a student that learns has layers of its own"
+
+
+@pytest.mark.parametrize("size", ["small", "medium"])
 def test_a_fitted_student_agrees_on_good_pictures_and_is_quiet_on_others(size: str) -> None:
     trunk = fit(declared(FITTED, size, penalty="natural"))
     found = {name: trunk(images, ["local", "global", "student_teacher"]) for name, images in PICTURES.items()}
