@@ -25,6 +25,7 @@ import torch
 from accuracy import SETS, bundled, three
 
 from manyeyes.backbones import EfficientAdConfig, EfficientAdTrunkConfig, PdnTrunkConfig
+from manyeyes.backbones.student_fit import StudentFit
 from manyeyes.backbones.student_schedule import Schedule, TrainingConfig
 from manyeyes.data import ImageBatches, ImageSet, read_image_set
 from manyeyes.device import resolve_device
@@ -173,9 +174,12 @@ def members(arguments: argparse.Namespace) -> list[str]:
 def cost(arguments: argparse.Namespace) -> list[str]:
     """Pooling and Mahalanobis distance as a share of EfficientAD's forward pass, both timed in turn on one batch."""
     device = resolve_device(arguments.device)
-    brief = TrainingConfig(schedule=Schedule(steps=1, statistics=2))  # the time does not depend on what was learned
+    # A fitted student shares layers with its teacher, so that the forward pass is that of the device's own schedule.
+    own = TrainingConfig().schedule_for(device).fit
+    brief = StudentFit(pictures=2, natural=2, positions=1000, rounds=0) if own is not None else None
+    training = TrainingConfig(schedule=Schedule(steps=1, statistics=2, fit=brief))
     teacher = PdnTrunkConfig(weights=arguments.teacher)
-    config = puads(EfficientAdTrunkConfig(teacher=teacher, training=brief))[0]
+    config = puads(EfficientAdTrunkConfig(teacher=teacher, training=training))[0]
     image_set = read(arguments)[0]
     image_set = replace(image_set, train=image_set.train[:24])
     extraction = Extraction(FeatureStore(arguments.out / "cost"), device, BATCH)
@@ -199,14 +203,15 @@ def cost(arguments: argparse.Namespace) -> list[str]:
                 branches.append(1000 * branch / len(images))
                 shares.append(branch / forward)
     shares.sort()
+    kind = "trained" if brief is None else "fitted"
     return [
         "| forward pass of EfficientAD, ms per image | unpicturable branch, ms per image | share (min, median, max) |",
         "|---|---|---|",
         f"| {statistics.median(forwards):.2f} | {statistics.median(branches):.3f} | "
         f"{', '.join(f'{100 * share:.2f} %' for share in (shares[0], statistics.median(shares), shares[-1]))} |",
         "",
-        f"{teacher.size} teacher at {teacher.image_size} px, batch {len(images)}, medians of {arguments.rounds} rounds "
-        f"in turn, {torch.get_num_threads()} threads.",
+        f"{teacher.size} teacher at {teacher.image_size} px, student {kind}, batch {len(images)}, medians of "
+        f"{arguments.rounds} rounds in turn, {torch.get_num_threads()} threads.",
     ]
 
 

@@ -106,12 +106,13 @@ def even_step(count: int, most: int, period: int) -> int:
 
 
 def gram(rows: Tensor) -> Tensor:
-    """``rows.T @ rows``. On a CPU NumPy computes it, which sees that it is symmetric and does half the work.
+    """``rows.T @ rows``, without gradient. On a CPU NumPy computes it: it sees the symmetry and does half the work.
 
     Shapes: (n, c) -> (c, c), of the same type.
     """
-    if rows.device.type != "cpu":
+    rows = rows.detach()
+    if rows.device.type != "cpu" or rows.dtype not in (torch.float32, torch.float64):
         return rows.T @ rows
-    values = rows.detach().numpy()
-    with np.errstate(over="ignore", invalid="ignore"):  # the caller looks at what came out, as on any device
+    values = rows.numpy()
+    with np.errstate(all="ignore"):  # the caller looks at what came out, as on any device
         return torch.from_numpy(values.T @ values)

@@ -63,8 +63,8 @@ class Trunk(nn.Module, ABC):
         return super().train(False)
 
 
-PicturesIn = Callable[[str], Iterable[Tensor]]
-"""Gives the pictures of a folder in batches of (b, 3, H, W) in [0, 1]; a re-iterable."""
+PicturesIn = Callable[[str, int], Iterable[Tensor]]
+"""Gives pictures of a folder, evenly spread over it and at most so many, in batches of (b, 3, H, W) in [0, 1]."""
 
 
 class TrainableTrunk(Trunk):

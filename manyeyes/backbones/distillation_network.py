@@ -70,7 +70,7 @@ def improve_last(network: nn.Sequential, batches: Iterable[tuple[Tensor, Tensor]
     weight, bias = last.weight.flatten(1), cast(Tensor, last.bias)
     system = LeastSquares(weight.shape[1], len(weight))
     judges: list[tuple[Tensor, Tensor]] = []
-    for index, (rows, wanted) in enumerate(position_rows(network, batches, share, seed)):
+    for index, (rows, wanted) in enumerate(position_rows(network, batches, share, torch.Generator().manual_seed(seed))):
         rest = wanted - (rows @ weight.T + bias)
         if index % JUDGING:
             system.see(rows, rest)

@@ -22,7 +22,7 @@ SMALLEST_SPREAD = 1e-6
 class LeastSquares:
     """Streamed normal equations of a linear map from inputs to outputs, both centred.
 
-    Memory: one square matrix of the inputs, in float64, and up to twice `BLOCK` rows.
+    Memory: one square matrix of the inputs, in float64, and what is given until `BLOCK` rows have come together.
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
@@ -36,9 +36,11 @@ class LeastSquares:
         """Shapes: (n, inputs), (n, outputs), and how much each row counts (n,)."""
         weights = rows.new_ones(len(rows)) if weights is None else weights
         self.count += float(weights.double().sum())
-        self._waiting.append((rows, wanted, weights))
-        if sum(len(each) for _, _, each in self._waiting) >= BLOCK:
-            self._settle()
+        for start in range(0, len(rows), BLOCK):
+            some = slice(start, start + BLOCK)
+            self._waiting.append((rows[some], wanted[some], weights[some]))
+            if sum(len(each) for _, _, each in self._waiting) >= BLOCK:
+                self._settle()
 
     def _settle(self) -> None:
         """Count the rows that wait: few at a time would cost more in additions of large matrices than in products."""
@@ -46,12 +48,12 @@ class LeastSquares:
             return
         rows, wanted, weights = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
         self._waiting.clear()
-        root = weights.sqrt()[:, None]
-        heavy = root * rows
-        self.square += gram(heavy).double().cpu()
-        self.product += (heavy.T @ (root * wanted)).double().cpu()
         for total, values in zip(self.sums, (rows, wanted), strict=True):
-            total += (weights @ values).double().cpu()
+            total += (weights[:, None] * values).sum(dim=0, dtype=torch.float64).cpu()
+        root = weights.sqrt()[:, None]
+        rows = root * rows
+        self.square += gram(rows).double().cpu()
+        self.product += (rows.T @ (root * wanted)).double().cpu()
 
     def only(self, outputs: slice) -> LeastSquares:
         """The same of some outputs alone, as a copy."""
@@ -78,6 +80,8 @@ class LeastSquares:
         Raises: DataError if the inputs never change or the ridge is too small for float32 inputs.
         """
         self._settle()
+        if not self.count:
+            raise DataError("a layer cannot be fitted to no position at all; use more pictures, or more of them")
         mean, middle = (total / self.count for total in self.sums)
         square = self.square - self.count * torch.outer(mean, mean)
         spread = float(square.diagonal().mean())
@@ -92,7 +96,7 @@ class LeastSquares:
 
 
 def position_rows(
-    network: nn.Sequential, batches: Iterable[tuple[Tensor, Tensor]], share: float, seed: int
+    network: nn.Sequential, batches: Iterable[tuple[Tensor, Tensor]], share: float, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Inputs of the network's last convolution and what is wanted of it, at a random ``share`` of the positions.
 
@@ -100,7 +104,6 @@ def position_rows(
     """
     last = cast(nn.Conv2d, network[-1])
     kernel = cast(tuple[int, int], last.kernel_size)
-    generator = torch.Generator().manual_seed(seed)
     for images, targets in batches:
         windows = network[:-1](images).unfold(2, kernel[0], 1).unfold(3, kernel[1], 1)
         windows = rearrange(windows, "b c h w y x -> b h w c y x")  # a view: only what is chosen is copied

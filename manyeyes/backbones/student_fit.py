@@ -8,18 +8,19 @@ thousandth of all differences, here positions are fitted again with weights that
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import cast
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from manyeyes.backbones.least_squares import BLOCK, LeastSquares, position_rows
+from manyeyes.backbones.least_squares import LeastSquares, position_rows
 from manyeyes.backbones.pdn import CHANNELS
+from manyeyes.checkpoint import drawn_at
 from manyeyes.config import Config
-from manyeyes.progress import Advance
 
+GOOD, OTHER = 23, 24
 HEAVIEST = 30.0
 """A position's weight, relative to the mean, is at most this and at least its inverse."""
 
@@ -28,8 +29,8 @@ class StudentFit(Config):
     """How a student is fitted to its teacher (`fit_student`)."""
 
     pictures: int = Field(64, ge=1, description="good pictures to fit to, evenly spread over all")
-    natural: int = Field(200, ge=1, description="penalty pictures to fit to, evenly spread over all")
-    positions: int = Field(24_576, ge=1, description="random positions of either kind, the good held in memory")
+    natural: int = Field(200, ge=1, description="penalty pictures to fit to, evenly spread over the folder")
+    positions: int = Field(24_576, ge=256, description="random positions of either kind, the good held in memory")
     penalty: float = Field(0.1, ge=0, description="weight of penalty positions, all together, against the good ones")
     ridge: float = Field(1e-2, gt=0, description="ridge, relative to the mean variance of an input")
     rounds: int = Field(3, ge=0, description="fits with weights on the positions that the fit before missed")
@@ -43,43 +44,42 @@ def fit_student(
     shares: tuple[float, float],
     config: StudentFit,
     seed: int,
-    advance: Advance,
+    tick: Callable[[], None],
 ) -> None:
     """Replace the student's last layer. Its other layers are the teacher's.
 
     ``good``: normalised pixels (1, 3, H, W) with what teacher and autoencoder say of them, one after the other
     (1, 768, h, w). ``natural``: pixels of penalty pictures with zeros (1, 384, h, w). ``shares``: of the positions of
-    either, what is used.
+    either, what is used. ``tick`` is called after every picture and after every fit.
     Raises: DataError if the pictures look the same everywhere or the ridge is too small for them.
     """
     last = cast(nn.Conv2d, student[-1])
     inputs = last.weight[0].numel()
     whole, quiet = LeastSquares(inputs, last.out_channels), LeastSquares(inputs, CHANNELS)
-    seen, wanted = [], []
-    for rows, values in position_rows(student, good, shares[0], seed):
+    seen: list[tuple[Tensor, Tensor]] = []
+    for rows, values in position_rows(student, good, shares[0], drawn_at(seed, GOOD)):
         whole.see(rows, values)
-        seen.append(rows)
-        wanted.append(values[:, :CHANNELS])
-    for rows, values in position_rows(student, natural, shares[1], seed + 1):
+        seen.append((rows, values[:, :CHANNELS].clone()))
+        tick()
+    for rows, values in position_rows(student, natural, shares[1], drawn_at(seed, OTHER)):
         quiet.see(rows, values)
+        tick()
     _set(last, slice(CHANNELS, None), *(value[CHANNELS:] for value in whole.solve(config.ridge)))
-    rows, targets = torch.cat(seen), torch.cat(wanted)
-    weights = rows.new_ones(len(rows))
     system = whole.only(slice(CHANNELS))
-    for index in range(config.rounds + 1):
-        advance(index, config.rounds + 1)
-        system.add(quiet, config.penalty * system.count / quiet.count)
-        weight, bias = (value.to(rows) for value in system.solve(config.ridge))
+    weights = seen[0][0].new_ones(sum(len(rows) for rows, _ in seen))
+    for left in reversed(range(config.rounds + 1)):
+        if quiet.count:
+            system.add(quiet, config.penalty * system.count / quiet.count)
+        weight, bias = system.solve(config.ridge)
         _set(last, slice(CHANNELS), weight, bias)
-        if index == config.rounds:
-            break
-        blocks = list(zip(torch.split(rows, BLOCK), torch.split(targets, BLOCK), strict=True))
-        missed = torch.cat([(part @ weight.T + bias - target).square().mean(dim=1) for part, target in blocks])
-        weights = _limited(weights * _limited(missed).sqrt())
-        system = LeastSquares(inputs, CHANNELS)
-        for (part, target), heavy in zip(blocks, torch.split(weights, BLOCK), strict=True):
-            system.see(part, target, heavy)
-    advance(config.rounds + 1, config.rounds + 1)
+        tick()
+        if left:
+            flat, shift = weight.to(weights).T, bias.to(weights)
+            missed = torch.cat([(rows @ flat + shift - values).square().mean(dim=1) for rows, values in seen])
+            weights = _limited(weights * _limited(missed).sqrt())
+            system = LeastSquares(inputs, CHANNELS)
+            for (rows, values), heavy in zip(seen, torch.split(weights, [len(rows) for rows, _ in seen]), strict=True):
+                system.see(rows, values, heavy)
 
 
 def _limited(values: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,16 +22,16 @@ NATURAL = 22
 
 
 class KeptPictures:
-    """Every picture of ``batches`` at ``size``, at most ``most`` of them; the file vanishes with the process.
+    """Every picture of ``batches`` at ``size``; the file vanishes with the process.
 
     Raises: RunError if the disk is full.
     """
 
-    def __init__(self, batches: Iterable[Tensor], size: Grid, folder: Path | None, most: int | None = None) -> None:
+    def __init__(self, batches: Iterable[Tensor], size: Grid, folder: Path | None) -> None:
         self.count = 0
         try:
             with tempfile.TemporaryFile(dir=folder) as file:
-                for pixels in _bytes(batches, size, most):
+                for pixels in _bytes(batches, size):
                     file.write(pixels.tobytes())
                     self.count += len(pixels)
                 file.flush()
@@ -59,19 +60,15 @@ def photograph_views(count: int, size: Grid, seed: int) -> Iterator[Tensor]:
     from sklearn.datasets import load_sample_images
 
     found = load_sample_images().images
-    photographs = [torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 255 for image in found]
+    photographs = [rearrange(torch.from_numpy(image.copy()), "h w c -> c h w").float() / 255 for image in found]
     changed = Augmentation(zoom=0.1, turn=True, colour=0.4, grey=0.1)
     for number in range(count):
         yield changed(photographs[number % len(photographs)], size, drawn_at(seed, NATURAL, number))
 
 
-def _bytes(batches: Iterable[Tensor], size: Grid, most: int | None) -> Iterator[NDArray[np.uint8]]:
-    """Shapes: (b, 3, H, W) each in [0, 1] -> (b, 3, *size) each, ``most`` pictures in all."""
-    pixels, count = Pixels(size), 0
+def _bytes(batches: Iterable[Tensor], size: Grid) -> Iterator[NDArray[np.uint8]]:
+    """Shapes: (b, 3, H, W) each in [0, 1] -> (b, 3, *size) each."""
+    pixels = Pixels(size)
     for batch in batches:
-        wanted = batch if most is None else batch[: most - count]
-        if len(wanted):  # none where a whole batch could not be read
-            yield pixels.resize(wanted.float().cpu()).mul(255).round_().clamp_(0, 255).byte().numpy()
-        count += len(wanted)
-        if count == most:
-            return
+        if len(batch):  # none where a whole batch could not be read
+            yield pixels.resize(batch.float().cpu()).mul(255).round_().clamp_(0, 255).byte().numpy()

@@ -25,7 +25,7 @@ class Schedule(Config):
         None, ge=RECEPTIVE_FIELD + STRIDE, description="side in px of what the teacher says of a picture; null: all"
     )
     learning_rate: float = Field(1e-4, gt=0, description="Adam's rate, a tenth of it for the last 5 % of the steps")
-    weight_decay: float = Field(1e-5, ge=0)
+    weight_decay: float = Field(1e-5, ge=0, description="of all that learns in the steps")
     fit: StudentFit | None = Field(
         None,
         description="fit the student in closed form after the steps; null: it learns in them",
@@ -48,13 +48,15 @@ class TrainingConfig(Config):
 
     schedule: Schedule | None = Field(None, description="by default the paper's, on a CPU a short one")
     steps: int | None = Field(None, ge=1, description="optimiser steps instead of the schedule's own number")
-    hard: float = Field(0.999, ge=0, lt=1, description="quantile of the differences that the student learns from")
+    hard: float = Field(
+        0.999, ge=0, lt=1, description="quantile of the differences that a student learns from, unless it is fitted"
+    )
     penalty: str | None = Field(
         None,
         description="folder of natural pictures on which the student must not follow the teacher; by default views of "
         "two photographs",
     )
-    penalty_pictures: int = Field(4096, ge=1, description="of these, at most this many are used")
+    penalty_pictures: int = Field(4096, ge=1, description="at most, evenly spread; a fit has its own number")
 
     def schedule_for(self, device: torch.device) -> Schedule:
         schedule = self.schedule or (SHORT if device.type == "cpu" else PAPER)

@@ -8,6 +8,7 @@ crops of what the teacher says; then the student is fitted in closed form (`stud
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Iterable, Iterator
@@ -87,20 +88,21 @@ class StudentTraining:
         if not len(pictures):
             raise DataError("EfficientAD: there is no picture to train on")
         natural = self._natural(pictures_in, folder, progress)
-        learning = (self.autoencoder,) if self.schedule.fit else (self.student, self.autoencoder)
+        learning = (self.autoencoder,) if self.schedule.fit is not None else (self.student, self.autoencoder)
         weights = [weight for network in learning for weight in network.parameters()]
         optimiser = torch.optim.Adam(weights, weight_decay=self.schedule.weight_decay)
         found = load_checkpoint(checkpoint, identity, self.networks, optimiser) if checkpoint is not None else None
         if found is None:
             self._standardise(pictures)
-        advance = progress.step("training EfficientAD")
         begun = found[0] if found else 0
         left = self.schedule.steps - begun
+        advance = progress.step("training EfficientAD") if left else None
         saved = time.monotonic()
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []), torch.enable_grad():
             for step in range(begun, self.schedule.steps):
                 self._step(step, optimiser, pictures, natural)
-                advance(step + 1, self.schedule.steps)
+                if advance is not None:
+                    advance(step + 1, self.schedule.steps)
                 if step == begun:  # the first step takes longer than any other
                     started = time.monotonic()
                 if step == begun + TIMED_STEPS:
@@ -122,20 +124,22 @@ class StudentTraining:
         """What a user is told at the start; ``seconds`` are those of one step."""
         short = "" if self.schedule.steps >= PAPER.steps else f" of a schedule shorter than the paper's {PAPER.steps:,}"
         minutes = max(1, round(left * seconds / 60))
-        return f"EfficientAD on {self.device}: {left:,} steps to go{short}, about {minutes} min"
+        after = "" if self.schedule.fit is None else ", then the student is fitted"
+        return f"EfficientAD on {self.device}: {left:,} steps to go{short}, about {minutes} min{after}"
 
     def _natural(self, pictures_in: PicturesIn, folder: Path | None, progress: Progress) -> KeptPictures:
-        size, most = self.teacher.input_size, self.config.penalty_pictures
-        if self.schedule.fit is not None:
-            most = min(most, self.schedule.fit.natural)
+        size, fit = self.teacher.input_size, self.schedule.fit
+        most = self.config.penalty_pictures if fit is None else min(fit.natural, self.config.penalty_pictures)
         if self.config.penalty is None:
             progress.say(
                 "EfficientAD's penalty pictures are views of two photographs, for want of a folder: its student may "
                 "follow the teacher on defects that look like neither; name a folder of varied pictures in "
                 "training.penalty"
             )
-            return KeptPictures(photograph_views(min(most, OF_PHOTOGRAPHS), size, self.seed), size, folder)
-        found = KeptPictures(pictures_in(self.config.penalty), size, folder, most)
+            return KeptPictures(
+                photograph_views(OF_PHOTOGRAPHS if fit is None else most, size, self.seed), size, folder
+            )
+        found = KeptPictures(pictures_in(self.config.penalty, most), size, folder)
         if not len(found):
             raise DataError(f"{self.config.penalty}: there is no penalty picture")
         return found
@@ -233,7 +237,8 @@ class StudentTraining:
     def _fit(self, fit: StudentFit, pictures: KeptPictures, natural: KeptPictures, progress: Progress) -> None:
         """The student in closed form, on pictures as they are; the autoencoder drops nothing meanwhile."""
         counts = min(fit.pictures, len(pictures)), min(fit.natural, len(natural))
-        advance = progress.step("fitting EfficientAD's student")
+        advance, done = progress.step("fitting EfficientAD's student"), itertools.count(1)
+        total = sum(counts) + fit.rounds + 1
         self.autoencoder.eval()
 
         def good() -> Iterator[tuple[Tensor, Tensor]]:
@@ -246,4 +251,5 @@ class StudentTraining:
                 yield self._normalised(mirrored(image)), image.new_zeros(1, CHANNELS, *self.grid)
 
         each = [min(1.0, fit.positions / (count * math.prod(self.grid))) for count in counts]
-        fit_student(self.student, good(), other(), (each[0], each[1]), fit, self.seed, advance)
+        shares, tick = (each[0], each[1]), lambda: advance(next(done), total)
+        fit_student(self.student, good(), other(), shares, fit, self.seed, tick)

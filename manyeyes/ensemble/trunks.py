@@ -68,7 +68,13 @@ def train_trunks(
 
 
 def _pictures_in(frame: Frame) -> PicturesIn:
-    return lambda folder: Pictures(paths_to_samples([folder]), _whole(frame), skip_bad=True)
+    def pictures_in(folder: str, most: int) -> Pictures:
+        found = paths_to_samples([folder])
+        count = min(most, len(found))
+        spread = [found[index * len(found) // count] for index in range(count)]
+        return Pictures(spread, _whole(frame), skip_bad=True)
+
+    return pictures_in
 
 
 def further_pictures(trunk: TrainableTrunk, frame: Frame) -> list[str]:

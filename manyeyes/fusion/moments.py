@@ -38,6 +38,7 @@ class Moments:
         self.count = 0
         self._shift = torch.zeros(channels)
         self._sum = torch.zeros(channels, dtype=torch.float64)
+        # On an accelerator a product need not be symmetric to the last bit: only the upper triangle counts.
         self._second = torch.zeros(channels, channels, dtype=torch.float64)
 
     def update(self, samples: Tensor) -> Self:

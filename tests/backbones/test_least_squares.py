@@ -87,6 +87,11 @@ def test_inputs_that_never_change_are_refused() -> None:
         system.solve(0.01)
 
 
+def test_no_row_at_all_is_refused() -> None:
+    with pytest.raises(DataError, match="fitted to no position at all"):
+        LeastSquares(6, 2).solve(0.01)
+
+
 def network() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Conv2d(5, 4, 2))
@@ -97,7 +102,7 @@ def test_rows_are_what_the_last_layer_sees_of_each_position() -> None:
     net, images = network(), torch.randn(2, 3, 9, 12, generator=drawn(3))
     said = net(images)
     last = net[-1]
-    (found,) = position_rows(net, [(images, said)], share=1.0, seed=0)
+    (found,) = position_rows(net, [(images, said)], share=1.0, generator=drawn(0))
     unfolded = F.unfold(net[:-1](images), 2).transpose(1, 2).flatten(0, 1)
     torch.testing.assert_close(found[0], unfolded)
     assert isinstance(last, nn.Conv2d)
@@ -108,7 +113,9 @@ def test_rows_are_what_the_last_layer_sees_of_each_position() -> None:
 def test_a_share_of_the_positions_is_drawn_by_seed_and_keeps_what_belongs_together() -> None:
     net, images = network(), torch.randn(4, 3, 30, 30, generator=drawn(4))
     said = net(images)
-    one, again, other = (list(position_rows(net, [(images, said)] * 2, share=0.2, seed=seed)) for seed in (0, 0, 1))
+    one, again, other = (
+        list(position_rows(net, [(images, said)] * 2, share=0.2, generator=drawn(seed))) for seed in (0, 0, 1)
+    )
     last = net[-1]
     assert isinstance(last, nn.Conv2d)
     for part, wanted in one:

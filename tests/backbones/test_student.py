@@ -99,20 +99,6 @@ def test_kept_pictures_are_those_that_came(tmp_path: Path) -> None:
     assert len(KeptPictures([], (20, 30), None)) == 0
 
 
-@pytest.mark.parametrize(("most", "count"), [(2, 2), (4, 4), (9, 5)])
-def test_no_more_pictures_are_kept_than_asked_for(most: int, count: int) -> None:
-    asked = 0
-
-    def counted() -> object:
-        nonlocal asked
-        for batch in batches(3, 2):
-            asked += 1
-            yield batch
-
-    assert len(KeptPictures(counted(), (8, 8), None, most)) == count  # type: ignore[arg-type]
-    assert asked == (1 if most < 3 else 2)
-
-
 def test_kept_pictures_are_resized_as_the_trunk_resizes() -> None:
     (given,) = batches(2)
     kept = KeptPictures([given], (10, 12), None)

@@ -10,11 +10,15 @@ from torch import Tensor, nn
 
 from manyeyes.backbones.least_squares import position_rows
 from manyeyes.backbones.pdn import CHANNELS
-from manyeyes.backbones.student_fit import StudentFit, fit_student
-from manyeyes.heads.contract import unseen
+from manyeyes.backbones.student_fit import GOOD, OTHER, StudentFit, fit_student
+from manyeyes.checkpoint import drawn_at
 
 Array = NDArray[np.float64]
 Pairs = list[tuple[Tensor, Tensor]]
+
+
+def silence() -> None:
+    pass
 
 
 def network(out: int = 2 * CHANNELS) -> nn.Sequential:
@@ -59,10 +63,13 @@ def limited(values: Array) -> Array:
 def test_the_fit_is_the_slow_one(rounds: int) -> None:
     student, config = network(), StudentFit(rounds=rounds, penalty=0.4, ridge=0.05)
     good, other = wanted(pictures(5, 0, 1.0), 0.5), silent(pictures(3, 1, 2.0))
-    fit_student(student, good, other, (0.5, 0.7), config, 3, unseen)
+    fit_student(student, good, other, (0.5, 0.7), config, 3, silence)
     body = network()
-    x, y = (torch.cat(part).double().numpy() for part in zip(*position_rows(body, good, 0.5, 3), strict=True))
-    quiet = torch.cat([rows for rows, _ in position_rows(body, other, 0.7, 4)]).double().numpy()
+    x, y = (
+        torch.cat(part).double().numpy()
+        for part in zip(*position_rows(body, good, 0.5, drawn_at(3, GOOD)), strict=True)
+    )
+    quiet = torch.cat([rows for rows, _ in position_rows(body, other, 0.7, drawn_at(3, OTHER))]).double().numpy()
     first, last = y[:, :CHANNELS], y[:, CHANNELS:]
     weights = np.ones(len(x))
     for left in reversed(range(rounds + 1)):
@@ -88,7 +95,7 @@ def test_positions_that_were_missed_most_are_missed_less_with_every_round() -> N
     worst = []
     for rounds in (0, 3):
         student = network()
-        fit_student(student, good, other, (1.0, 1.0), StudentFit(rounds=rounds), 0, unseen)
+        fit_student(student, good, other, (1.0, 1.0), StudentFit(rounds=rounds), 0, silence)
         errors = torch.cat(
             [(student(image) - said)[:, :CHANNELS].square().mean(dim=1).flatten() for image, said in good]
         )
@@ -99,6 +106,6 @@ def test_positions_that_were_missed_most_are_missed_less_with_every_round() -> N
 @torch.no_grad()
 def test_the_layers_before_the_last_stay_the_teachers() -> None:
     student, before = network(), network()
-    fit_student(student, wanted(pictures(3, 0, 1.0), 0), silent(pictures(2, 1, 2.0)), (1, 1), StudentFit(), 0, unseen)
+    fit_student(student, wanted(pictures(3, 0, 1.0), 0), silent(pictures(2, 1, 2.0)), (1, 1), StudentFit(), 0, silence)
     for mine, its in zip(student[:-1].parameters(), before[:-1].parameters(), strict=True):
         assert torch.equal(mine, its)

@@ -13,7 +13,7 @@ from torch import Tensor
 from manyeyes.backbones import EfficientAdTrunkConfig, PdnTrunkConfig, student_training
 from manyeyes.backbones.efficientad_trunk import EfficientAdTrunk
 from manyeyes.backbones.student_fit import StudentFit
-from manyeyes.backbones.student_pictures import photograph_views
+from manyeyes.backbones.student_pictures import KeptPictures, photograph_views
 from manyeyes.backbones.student_schedule import Schedule, TrainingConfig
 from manyeyes.backbones.student_training import StudentTraining
 from manyeyes.errors import DataError, RunError, WeightsError
@@ -21,6 +21,7 @@ from manyeyes.progress import Silent
 
 SIZE = (64, 48)
 QUICK = Schedule(steps=4, crop=40, learning_rate=1e-3)
+LONGER_FIT = StudentFit(positions=500, natural=10, rounds=2)
 QUICK_FIT = StudentFit(positions=500, natural=10, rounds=1)
 FITTED = Schedule(steps=4, crop=40, learning_rate=1e-3, fit=StudentFit(positions=2000, natural=20))
 IDENTITY = "0123456789abcdef"
@@ -49,7 +50,7 @@ def fit(
     progress: Any = None,
 ) -> EfficientAdTrunk:
     given = [good()] if pictures is None else pictures
-    return config.build().fit(given, IDENTITY, seed, lambda folder: [natural()], checkpoint, progress or Silent())
+    return config.build().fit(given, IDENTITY, seed, lambda folder, most: [natural()], checkpoint, progress or Silent())
 
 
 def same(one: EfficientAdTrunk, other: EfficientAdTrunk) -> bool:
@@ -98,7 +99,7 @@ def test_a_training_draws_nothing_from_the_callers_random_numbers() -> None:
     ("size", "schedule"),
     [
         ("small", Schedule(steps=4, crop=None, learning_rate=1e-3)),
-        ("medium", Schedule(steps=4, crop=40, images=2, learning_rate=1e-3, fit=QUICK_FIT, statistics=2)),
+        ("medium", Schedule(steps=4, crop=40, images=2, learning_rate=1e-3, fit=LONGER_FIT, statistics=2)),
     ],
     ids=["trained", "fitted"],
 )
@@ -109,7 +110,8 @@ def test_an_interrupted_training_ends_with_the_same_tensors(
     config = declared(schedule, size, penalty="natural")
     expected = fit(config)
     checkpoint = tmp_path / "student.checkpoint"
-    for at in (3, 4):  # killed twice, each time in the step after a checkpoint
+    # Killed twice in the step after a checkpoint, and in the fit that comes after the last step, if there is one.
+    for at in (3, 4, *([9] if schedule.fit else [])):
         with pytest.raises(Stopped):
             fit(config, checkpoint=checkpoint, progress=Interrupting(at))
         assert checkpoint.exists()
@@ -123,7 +125,7 @@ def test_checkpoints_of_other_pictures_and_broken_ones_are_refused(
     checkpoint = tmp_path / "student.checkpoint"
     fit(declared(), checkpoint=checkpoint)
     with pytest.raises(RunError, match="belongs to another training"):
-        declared().build().fit([good()], "other", 0, lambda folder: [], checkpoint, Silent())
+        declared().build().fit([good()], "other", 0, lambda folder, most: [], checkpoint, Silent())
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     with pytest.raises(RunError, match="is no whole checkpoint"):
         fit(declared(), checkpoint=checkpoint)
@@ -195,11 +197,27 @@ def test_a_fitted_student_follows_the_autoencoder_without_what_it_drops() -> Non
     assert float(seen["global"].mean()) < 0.05 * float(seen["autoencoder"].var())
 
 
-def test_the_penalty_keeps_a_trained_student_quiet_on_other_pictures() -> None:
+def test_the_penalty_quiets_a_loud_student_on_penalty_pictures() -> None:
+    """From the teacher's own words on, a few steps with and without the right penalty pictures."""
     strength = []
-    for steps in (1, 12):
-        trunk = fit(declared(Schedule(steps=steps, crop=40, learning_rate=1e-3), "medium", penalty="natural"))
-        strength.append(float(trunk(natural(), ["student_teacher"])["student_teacher"].square().mean()))
+    for shown in (good(), natural()):
+        training = StudentTraining(TrainingConfig(schedule=QUICK), declared().teacher.build(), (16, 12), 0)
+        training.student[:-1].load_state_dict(training.teacher.network[:-1].state_dict())
+        pictures, penalty = (KeptPictures([given], SIZE, None) for given in (good(), shown))
+        training._standardise(pictures)
+        pixels = training._cut(natural(), (0, 0, 16, 12))
+        target = training._teacher(pixels)
+        with torch.no_grad():
+            last, its = training.student[-1], training.teacher.network[-1]
+            for mine, value in ((last.weight, its.weight), (last.bias, its.bias)):
+                mine[:384] = value / training.scale.std.view(-1, *[1] * (value.dim() - 1))
+            last.bias[:384] -= (training.scale.mean / training.scale.std).flatten()
+            torch.testing.assert_close(training.student(pixels)[:, :384], target, rtol=1e-3, atol=1e-3)
+        optimiser = torch.optim.Adam(training.student.parameters())
+        for step in range(6):
+            training._step(step, optimiser, pictures, penalty)
+        with torch.no_grad():
+            strength.append(float(training.student(pixels)[:, :384].square().mean()))
     assert strength[1] < 0.7 * strength[0]
 
 
@@ -210,6 +228,25 @@ def test_without_a_folder_views_of_two_photographs_are_the_penalty_pictures() ->
     assert all(float(view.min()) >= 0 and float(view.max()) <= 1 for view in one)
     assert len({float(view.mean()) for view in one}) == 6
     assert not torch.equal(one[0], next(photograph_views(1, (40, 56), 1)))
+    for fitted, count in ((None, 200), (StudentFit(natural=3), 3)):
+        schedule = QUICK.model_copy(update={"fit": fitted})
+        training = StudentTraining(TrainingConfig(schedule=schedule), declared().teacher.build(), (16, 12), 4)
+        kept = training._natural(lambda folder, most: [], None, Silent())
+        assert len(kept) == count
+        torch.testing.assert_close(kept[torch.arange(1)], next(photograph_views(1, SIZE, 4)), atol=0.003, rtol=0)
+
+
+def test_a_fit_asks_for_its_own_number_of_penalty_pictures() -> None:
+    asked = []
+
+    def pictures_in(folder: str, most: int) -> list[Tensor]:
+        asked.append((folder, most))
+        return [natural()]
+
+    for fitted in (None, StudentFit(natural=7, positions=500)):
+        config = declared(QUICK.model_copy(update={"steps": 1, "fit": fitted}), penalty="x", penalty_pictures=9)
+        config.build().fit([good()], IDENTITY, 0, pictures_in, None, Silent())
+    assert asked == [("x", 9), ("x", 7)]
 
 
 def test_what_is_missing_and_how_long_it_takes_is_said() -> None:
@@ -271,7 +308,7 @@ def test_no_picture_and_no_penalty_picture_are_refused() -> None:
     with pytest.raises(DataError, match="EfficientAD: there is no picture to train on"):
         fit(declared(), [])
     with pytest.raises(DataError, match="nothing_there: there is no penalty picture"):
-        declared(penalty="nothing_there").build().fit([good()], IDENTITY, 0, lambda folder: [], None, Silent())
+        declared(penalty="nothing_there").build().fit([good()], IDENTITY, 0, lambda folder, most: [], None, Silent())
 
 
 def test_a_loss_that_is_not_finite_names_its_step() -> None:

@@ -64,7 +64,7 @@ def test_memory_is_the_channels_squared() -> None:
         assert held == CHANNELS**2 + 2 * CHANNELS
 
 
-def test_the_covariance_is_symmetric() -> None:
+def test_the_covariance_of_many_channels_is_torchs() -> None:
     data = torch.randn(900, 517, generator=torch.Generator().manual_seed(0))
     covariance = Moments(data.shape[1]).update(data).covariance()
     assert torch.equal(covariance, covariance.T)
