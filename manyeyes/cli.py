@@ -96,7 +96,8 @@ def train(
     if choose:
         declared = with_choice(declared)
     image_set = read_image_set(data, layout_of(layout))
-    _tell(image_set.notes)
+    known = read_image_set(labelled, layout_of(layout), train=False) if labelled else None
+    _tell((*image_set.notes, *(known.notes if known else ())))
     with shown(quiet) as progress:
         ensemble = train_run(
             declared,
@@ -107,7 +108,7 @@ def train(
             precision=precision,
             skip_bad=skip_bad,
             resume=resume,
-            labelled=read_image_set(labelled) if labelled else None,
+            labelled=known,
             progress=progress,
         )
     _tell(ensemble.notes)
@@ -166,7 +167,7 @@ def predict(
     compile_: Compile = False,
     quiet: Quiet = False,
 ) -> None:
-    """Score pictures: heatmaps, masks, boxes, scores and decisions."""
+    """Score pictures: heatmaps, masks and maps; boxes, scores and decisions in OUT/verdicts.json."""
     from manyeyes.experiments.prediction import predict_paths
     from manyeyes.files import make_folder, write_json
     from manyeyes.progress import shown
@@ -361,6 +362,10 @@ def main() -> None:
         message, context = error.format_message(), error.ctx
         help_of = context.command_path if context else "manyeyes"
         _leave(f"{message} (see `{help_of} --help`)" if message else "")  # without a message, help was printed
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":  # torch's
+            raise
+        _leave(f"out of memory ({error}); take a smaller --batch-size, or --device cpu")
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     if status == INTERRUPTED:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +49,27 @@ def writing(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+@cache
+def source_digest(*parts: str) -> str:
+    """16 hexadecimal digits of the SHA-256 of the package's sources in these files and folders, relative to it.
+
+    The package's version would not do for what is kept between runs: it stays the same while the code is being worked
+    on, and changes where nothing that counts has changed.
+    """
+    root = Path(__file__).parent
+    sources = {
+        path for part in parts for path in ((root / part).rglob("*.py") if (root / part).is_dir() else [root / part])
+    }
+    digest = hashlib.sha256()
+    for path in sorted(sources):
+        digest.update(f"{path.relative_to(root).as_posix()}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 def write_text(path: str | Path, text: str) -> None:
     with writing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # A file name that is no UTF-8 is the only thing that could not be encoded.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: str | Path, values: Any) -> None:

@@ -18,6 +18,7 @@ from manyeyes.data.readers import (
     layout_of,
     read_image_set,
 )
+from manyeyes.data.readers.layout import is_good
 from manyeyes.data.regions import ground_truth_mask, region_masks
 from manyeyes.data.sample import ImageSet, Region, Sample
 from manyeyes.data.splits import folds, hold_out
@@ -44,6 +45,7 @@ __all__ = [
     "ground_truth_mask",
     "hold_out",
     "image_size",
+    "is_good",
     "layout_of",
     "paths_to_samples",
     "read_image",

@@ -28,7 +28,7 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 MIN_SIDE = 8
 ORIENTATION, IMAGE_WIDTH, IMAGE_HEIGHT, BITS_PER_SAMPLE = 0x0112, 256, 257, 258
-LOSSY = {"JPEG", "MPO"}
+LOSSY = {"JPEG", "MPO", "WEBP", "JPEG2000"}
 
 Array = NDArray[Any]
 
@@ -51,8 +51,9 @@ def read_image(path: str | Path, bits: int = 16) -> NDArray[np.uint8]:
 def read_mask_values(path: str | Path) -> NDArray[np.uint8] | NDArray[np.uint16]:
     """The mask's values as stored, upright: LOCO looks them up.
 
-    Palette masks give their greys where the palette is grey, else their indices; colour masks the largest of their
-    channels; two-level masks 0 and 255; lossy JPEG masks 0 and 255, split at 128.
+    Palette masks give their greys where the palette is grey, else their indices, black being 0; colour masks the
+    largest of their channels, or alpha where all of them are black; two-level masks 0 and 255; masks in a lossy format
+    (JPEG, WebP, JPEG 2000, TIFF with JPEG) 0 and 255, split at half of their largest value.
 
     Shapes: (H, W). Raises: DataError naming the file and the reason.
     """
@@ -205,9 +206,10 @@ def _colours(image: Image.Image) -> Array:
 
 
 def _stored(image: Image.Image) -> Array:
-    if image.format in LOSSY:
+    if image.format in LOSSY or image.info.get("compression") == "jpeg":
         # Compression leaves noise beside the edges that would all count as defect.
-        return np.where(np.asarray(image.convert("L")) >= 128, 255, 0).astype(np.uint8)
+        brightest = np.asarray(image.convert("RGB")).max(axis=2)
+        return np.where(brightest > brightest.max() / 2, 255, 0).astype(np.uint8)
     if image.mode != "P":
         return _colours(image)
     indices = np.asarray(image)
@@ -217,7 +219,12 @@ def _stored(image: Image.Image) -> Array:
         return indices
     greys = palette[used]
     is_grey = (greys == greys[:, :1]).all() and len(np.unique(greys[:, 0])) == len(used)
-    return palette[indices, 0] if is_grey else indices
+    if is_grey:
+        return np.asarray(palette[indices, 0])
+    black = used[~greys.any(axis=1)]
+    if len(black) == 1 and black[0]:  # a palette in another order: black is no defect
+        return np.asarray(np.where(indices == black[0], 0, indices.astype(np.uint16) + 1), dtype=np.uint16)
+    return indices
 
 
 def _eight_bit_rgb(values: Array, bits: int) -> NDArray[np.uint8]:
@@ -261,6 +268,8 @@ def _scale(bits: int) -> NDArray[np.uint8]:
 
 def _mask_values(values: Array) -> NDArray[np.uint8] | NDArray[np.uint16]:
     if values.ndim == 3:
+        if values.shape[2] == 4 and not values[..., :3].any() and values[..., 3].min() < values[..., 3].max():
+            return _mask_values(values[..., 3])  # drawn in black on nothing: only the alpha channel says where
         visible = values[..., 3] > 0 if values.shape[2] == 4 else True
         values = np.where(visible, values[..., :3].max(axis=2), 0).astype(values.dtype)
     if values.dtype in (np.uint8, np.uint16):

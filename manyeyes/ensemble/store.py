@@ -9,8 +9,9 @@ the first died, takes over.
 from __future__ import annotations
 
 import hashlib
+import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,20 +25,23 @@ from manyeyes.backbones import Eyes
 from manyeyes.data import Frame, ImageBatches, Sample
 from manyeyes.device import arithmetic, to_device
 from manyeyes.errors import DataError, RunError
-from manyeyes.files import make_folder, read_json, require_space, reserve, write_json
+from manyeyes.files import make_folder, read_json, require_space, reserve, source_digest, write_json
 from manyeyes.maps import all_finite
 
 Indices = NDArray[np.int64]
 Progress = Callable[[int, int], None]
 Precision = Literal["float16", "float32"]
 CHECKPOINT_SECONDS = 5.0
+LOOKING = ("backbones", "data/frame.py", "data/images.py", "data/loading.py", "device.py", "maps.py")
+"""Sources that features depend on: what other code has extracted or trained is not taken for this code's."""
 REOPEN = 32
 """Batches between two openings of the store's files."""
 
 
 def samples_fingerprint(samples: Sequence[Sample], frame: Frame, skip_bad: bool) -> str:
-    """16 hexadecimal digits that change when a picture, its size or date on disk, the order or the canvas changes."""
-    digest = hashlib.sha256(f"{frame.fingerprint()}{skip_bad}".encode())
+    """16 hexadecimal digits that change when a picture, its size or date on disk, the order, the canvas or the code
+    that looks at them changes."""
+    digest = hashlib.sha256(f"{frame.fingerprint()}{skip_bad}{source_digest(*LOOKING)}".encode())
     for sample in samples:
         try:
             status = sample.path.stat()
@@ -45,7 +49,7 @@ def samples_fingerprint(samples: Sequence[Sample], frame: Frame, skip_bad: bool)
             if not skip_bad:
                 raise DataError(f"{sample.path}: cannot be read ({error.strerror})") from None
             continue
-        digest.update(f"{sample.path.resolve()}|{status.st_size}|{status.st_mtime_ns}\n".encode())
+        digest.update(os.fsencode(f"{sample.path.resolve()}|{status.st_size}|{status.st_mtime_ns}\n"))
     return digest.hexdigest()[:16]
 
 
@@ -101,6 +105,18 @@ class StoredTaps:
             yield {key: torch.from_numpy(file[rows]).to(self.device).float() for key, file in files.items()}
 
 
+def _require_alike(records: Mapping[Path, Mapping[str, Any]]) -> None:
+    """Rows of all trunks and stages are the same pictures.
+
+    Raises: RunError if a picture could be read for some of them only.
+    """
+    if len({(record["rows"], str(record["skipped"])) for record in records.values()}) > 1:
+        folders = ", ".join(map(str, records))
+        raise RunError(
+            f"{folders}: features of different pictures, because not all could be read each time; delete them"
+        )
+
+
 class FeatureStore:
     """Extract once per distinct trunk, canvas, list of pictures and arithmetic; hand out `StoredTaps`.
 
@@ -137,6 +153,7 @@ class FeatureStore:
                 batches = ImageBatches(samples, frame, batch_size, skip_bad=skip_bad)
                 self._extract(part, batches, folders, device, progress)
             records = [read_json(folder / "done.json") for folder in folders.values()]
+            _require_alike(dict(zip(folders.values(), records, strict=True)))
         skipped = [(Path(path), reason) for path, reason in records[0]["skipped"]]
         left_out = {path for path, _ in skipped}
         kept = tuple(sample for sample in samples if sample.path not in left_out)
@@ -182,12 +199,16 @@ class FeatureStore:
                     saved = time.monotonic()
                 if progress:
                     progress(min((number + 1) * batches.batch_size, total), total)
+            for file in files.values():
+                file.flush()
         except OSError as error:
             raise RunError(f"{self.folder}: the feature store cannot be written: {error.strerror}") from error
         skipped = [[str(path), reason] for path, reason in batches.skipped]
         for key in missing:
-            stages = [*self._stored(folders[key]), *part.stages[key]]
-            write_json(folders[key] / "done.json", {"stages": stages, "rows": row, "skipped": skipped})
+            done, record = folders[key] / "done.json", {"rows": row, "skipped": skipped}
+            if done.exists():
+                _require_alike({done: read_json(done), folders[key]: record})
+            write_json(done, {"stages": [*self._stored(folders[key]), *part.stages[key]], **record})
             (folders[key] / "state.json").unlink(missing_ok=True)
 
     def _checkpoint(
@@ -205,8 +226,13 @@ class FeatureStore:
             whole = path.exists() and stages.exists() and read_json(stages) == [batches.batch_size, part.stages[key]]
             states.append(read_json(path) if whole else {"batches": 0, "rows": 0, "skipped": []})
             if not whole:
+                path.unlink(missing_ok=True)  # before its stages are: it must never be taken for theirs
                 write_json(stages, [batches.batch_size, part.stages[key]])
-        return min(states, key=lambda state: state["batches"])
+        least: dict[str, Any] = min(states, key=lambda state: state["batches"])
+        if not least["rows"]:  # all files are made anew
+            for folder in folders.values():
+                (folder / "state.json").unlink(missing_ok=True)
+        return least
 
     def _open(self, folders: dict[str, Path], key: str, shape: tuple[int, ...], resume: bool) -> np.memmap:
         trunk, _, stage = key.partition(".")

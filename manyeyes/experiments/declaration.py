@@ -38,7 +38,9 @@ class SetConfig(Config):
     """One image set."""
 
     path: str = Field(min_length=1, description="its folder, relative to the study's file")
-    name: str | None = Field(None, min_length=1, description="by default that of the folder")
+    name: str | None = Field(
+        None, pattern=r"^[^./\\][^/\\]*$", description="by default that of the folder; names folders of the study"
+    )
     layout: Annotated[DataConfig, _as("kind")] = Field(Auto(), description="how it lies on disk")
 
     def read(self, folder: Path) -> ImageSet:

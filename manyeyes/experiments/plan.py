@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -87,12 +88,13 @@ class Keys:
 
     def cell(self, config: EnsembleConfig, ensemble: Ensemble, fold: tuple[int, int] | None) -> Cell:
         settings = self.settings
-        pictures = (*self.image_set.train, *self.image_set.validation, *self.image_set.test)
+        splits = self.image_set.train, self.image_set.validation, self.image_set.test
+        pictures = [sample for part in splits for sample in part]
         listed = samples_fingerprint(pictures, config.frame, settings.skip_bad)
         weights = " ".join(sorted(ensemble.eyes.stages))
         further = [digits for trunk in ensemble.trainable for digits in further_pictures(trunk, config.frame)]
         facts = [code_digest(), config.fingerprint(), weights, self.arithmetic, listed, *further, self.truth]
-        text = "|".join([*facts, str(settings.repetitions), str(fold)])
+        text = "|".join([*facts, str([len(part) for part in splits]), str(settings.repetitions), str(fold)])
         key = hashlib.sha256(text.encode()).hexdigest()[:12]
         part = f"--fold{fold[0] + 1}of{fold[1]}" if fold else ""
         name = f"{self.image_set.name}--{config.name}--seed{config.seed}{part}--{key}"
@@ -106,8 +108,8 @@ def _truth(test: Sequence[Sample]) -> str:
     for sample in test:
         for region in sample.regions:
             status = region.path.stat() if region.path.exists() else None
-            digest.update(f"{region}|{status and (status.st_size, status.st_mtime_ns)}".encode())
-        digest.update(f"{sample.path}|{sample.defect}|{sample.group}\n".encode())
+            digest.update(os.fsencode(f"{region}|{status and (status.st_size, status.st_mtime_ns)}"))
+        digest.update(os.fsencode(f"{sample.path}|{sample.defect}|{sample.group}\n"))
     return digest.hexdigest()[:16]
 
 

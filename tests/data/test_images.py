@@ -356,6 +356,47 @@ def test_jpeg_noise_is_no_defect(tmp_path):
     np.testing.assert_array_equal(read_mask(path), mask > 0)
 
 
+LOSSY = [
+    ("a.webp", {"quality": 50}),
+    ("a.jp2", {"quality_layers": [20]}),
+    ("a.tiff", {"compression": "jpeg"}),
+    ("a.jpg", {}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), LOSSY)
+@pytest.mark.parametrize("colour", [(255, 255, 255), (255, 0, 0), (0, 0, 255)])
+def test_masks_in_lossy_formats_of_any_colour(tmp_path, name, options, colour):
+    mask = np.zeros((64, 64, 3), np.uint8)
+    mask[16:32, 16:48] = colour
+    found = read_mask(saved(tmp_path / name, mask, **options))
+    assert (found != mask.any(axis=2)).sum() <= 8 * 16  # blocks beside the border at most: chroma is halved
+    assert found[18:30, 18:46].all()
+    assert not found[:12].any()
+
+
+def test_an_empty_lossy_mask_is_empty(tmp_path):
+    for name, options in LOSSY:
+        assert not read_mask(saved(tmp_path / name, np.zeros((32, 32, 3), np.uint8), **options)).any()
+
+
+def test_masks_of_ones_in_jpeg(tmp_path):
+    mask = np.zeros((64, 64), np.uint8)
+    mask[16:32, 16:48] = 1
+    assert read_mask(saved(tmp_path / "a.jpg", mask, quality=95)).sum() == pytest.approx(16 * 32, rel=0.1)
+
+
+def test_black_is_no_defect_wherever_it_stands_in_the_palette(tmp_path):
+    path = saved(tmp_path / "a.png", indexed(MASK == 0, [[200, 30, 30], [0, 0, 0]]))
+    np.testing.assert_array_equal(read_mask(path), MASK > 0)
+
+
+def test_a_mask_drawn_in_alpha_alone(tmp_path):
+    rgba = np.zeros((20, 33, 4), np.uint8)
+    rgba[..., 3] = np.where(MASK > 0, 255, 0)
+    np.testing.assert_array_equal(read_mask(saved(tmp_path / "a.png", rgba)), MASK > 0)
+
+
 def test_float_mask_with_fractions_is_refused(tmp_path):
     with pytest.raises(DataError, match="no whole numbers"):
         read_mask(written(tmp_path / "a.tiff", np.full((16, 16), 0.25, np.float32)))

@@ -313,7 +313,7 @@ def test_visa_reorganised(root):
 
 def test_visa_errors(visa):
     for config in (Visa(), Auto()):
-        with pytest.raises(DataError, match=r"needs Data/Images .* set category to one of candle, pcb1"):
+        with pytest.raises(DataError, match=r"needs Data/Images .* its subfolders candle, pcb1, or category"):
             config.read(visa)
     with pytest.raises(DataError, match=r"needs the object 'cashew'.* candle, pcb1"):
         Visa(category="cashew").read(visa)
@@ -490,3 +490,66 @@ def test_config_union():
         assert union.validate_python(config.model_dump()) == config
         with pytest.raises(ConfigError, match="unknown field"):
             type(config).parse({"kind": kind, "rooot": 1})
+
+
+def test_visa_object_from_within_and_through_a_link(visa, tmp_path, monkeypatch):
+    expected = read_image_set(visa / "candle")
+    monkeypatch.chdir(visa / "candle")
+    for folder in (".", "../candle"):
+        found = read_image_set(folder)
+        assert (found.name, len(found.train), len(found.test)) == ("candle", len(expected.train), len(expected.test))
+    link = tmp_path / "candle"
+    link.symlink_to(visa / "candle")
+    assert len(read_image_set(link).test) == len(expected.test)
+    monkeypatch.chdir(visa / "candle" / "Data")
+    assert read_image_set("..").name == "candle"
+
+
+def test_masks_beside_their_pictures_are_no_pictures(root):
+    fill(root, "train/good/1.png", "train/good/2.png", "test/good/3.png")
+    picture(root / "train/good/1_mask.png", 0)
+    picture(root / "test/hole/4.png")
+    mask(root / "test/hole/4_mask.png")
+    for config in (MvtecAd(), Folder()):
+        found = read_image_set(root, config)
+        assert paths(found.train) == ["train/good/1.png", "train/good/2.png"]
+        assert words(found.test) == [("3", "good", "good", 0), ("4", "hole", "hole", 1)]
+        assert found.test[1].regions[0].path.name == "4_mask.png"
+        assert "left out 1 masks beside pictures: 1_mask.png" in found.notes
+
+
+def test_pictures_in_subfolders_are_noted(root):
+    fill(root, "train/good/1.png", "train/good/cam/2.png", "test/good/3.png", "test/hole/4.png", "test/hole/b/5.png")
+    found = read_image_set(root)
+    assert len(found.train) == 1
+    for folder in ("train/good/cam", "test/hole/b"):
+        assert any(note.startswith("left out 1 picture in") and folder in note for note in found.notes)
+
+
+@pytest.mark.parametrize("folder", ["validation/good", "validation/ok", "validation", "val", "val/normal", "VAL/good"])
+@pytest.mark.parametrize("config", [MvtecAd(), Folder()], ids=lambda c: c.kind)
+def test_validation_under_its_usual_names(root, folder, config):
+    fill(root, "train/good/1.png", "test/good/3.png", "test/hole/4.png", f"{folder}/5.png")
+    assert paths(read_image_set(root, config).validation) == [f"{folder}/5.png"]
+
+
+@pytest.mark.parametrize("where", ["masks/hole/4.png", "masks/4_mask.png", "ground_truth/4_mask.png"])
+def test_masks_under_their_usual_names(root, where):
+    fill(root, "train/good/1.png", "test/good/3.png", "test/hole/4.png")
+    mask(root / where)
+    found = read_image_set(root)
+    assert found.layout == "mvtec-ad"
+    assert [region.path for region in found.test[1].regions] == [root / where]
+
+
+def test_test_pictures_alone_where_nothing_is_trained(root):
+    fill(root, "test/good/3.png", "test/hole/4.png")
+    assert words(read_image_set(root, train=False).test) == [("3", "good", "good", 0), ("4", "hole", "hole", 1)]
+    with pytest.raises(DataError, match="no picture of a good part to train on"):
+        read_image_set(root)
+
+
+def test_masks_find_their_picture_whatever_the_case(root):
+    fill(root, "train/good/1.png", "test/good/3.png", "test/hole/IMG_4.JPG")
+    mask(root / "ground_truth/hole/img_4_MASK.png")
+    assert read_image_set(root).test[1].regions

@@ -124,6 +124,68 @@ def test_a_checkpoint_of_another_batch_size_is_not_continued(
     assert forwards == [5, 5, 5, 5]
 
 
+def extract_in_ones_and_die(folder: str, root: str) -> None:
+    """Another batch size, killed before the first checkpoint."""
+
+    def progress(done: int, total: int) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    store.CHECKPOINT_SECONDS = 1e9
+    eyes = Ensemble(small_config()).eyes
+    samples = samples_of(Path(root))
+    FeatureStore(folder).extract(eyes, samples, FRAME, batch_size=1, device=CPU, progress=progress)
+
+
+def extract_one_trunk_and_die(folder: str, root: str) -> None:
+    def progress(done: int, total: int) -> None:
+        if done >= 8:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    store.CHECKPOINT_SECONDS = 0.0
+    one = Ensemble(small_config(members=(small_member("one"),)))
+    extract(folder, samples_of(Path(root)), one, progress=progress)
+
+
+def test_an_old_checkpoint_is_not_taken_for_a_later_one(root: Path, tmp_path: Path, in_process: Any) -> None:
+    """The second attempt, of another batch size, makes the files anew and dies before it says how far it came."""
+    killed = str(tmp_path / "killed")
+    eyes = Ensemble(small_config()).eyes
+    whole, _, _ = FeatureStore(tmp_path / "whole").extract(eyes, samples_of(root), FRAME, batch_size=1, device=CPU)
+    assert in_process(extract_and_die, killed, str(root), 8, 0.0) == -signal.SIGKILL
+    for _ in range(2):
+        assert in_process(extract_in_ones_and_die, killed, str(root)) == -signal.SIGKILL
+    found, _, _ = FeatureStore(killed).extract(eyes, samples_of(root), FRAME, batch_size=1, device=CPU)
+    assert equal(whole, found)
+
+
+def test_an_old_checkpoint_of_one_trunk_does_not_outlive_its_files(root: Path, tmp_path: Path, in_process: Any) -> None:
+    killed, one = str(tmp_path / "killed"), Ensemble(small_config(members=(small_member("one"),)))
+    whole, _, _ = extract(tmp_path / "whole", samples_of(root), one)
+    assert in_process(extract_one_trunk_and_die, killed, str(root)) == -signal.SIGKILL
+    assert in_process(extract_and_die, killed, str(root), 4, 1e9) == -signal.SIGKILL, "both trunks, no checkpoint"
+    found, _, _ = extract(killed, samples_of(root), one)
+    assert equal(whole, found)
+
+
+def test_rows_of_different_pictures_are_refused(root: Path, tmp_path: Path) -> None:
+    """A picture that could be read for one trunk only: the same size and date, so that the fingerprint stays."""
+    broken = samples_of(root)[1].path
+    content, status = broken.read_bytes(), broken.stat()
+    broken.write_bytes(bytes(len(content)))
+    os.utime(broken, ns=(status.st_atime_ns, status.st_mtime_ns))
+    extract(tmp_path, samples_of(root), Ensemble(small_config(members=(small_member("one"),))), skip_bad=True)
+    broken.write_bytes(content)
+    os.utime(broken, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(RunError, match="features of different pictures"):
+        extract(tmp_path, samples_of(root), skip_bad=True)
+
+
+def test_features_of_other_code_are_not_taken(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = store.samples_fingerprint(samples_of(root), FRAME, False)
+    monkeypatch.setattr(store, "source_digest", lambda *parts: "0123456789abcdef")
+    assert store.samples_fingerprint(samples_of(root), FRAME, False) != before
+
+
 def test_what_is_there_is_not_extracted_again(root: Path, tmp_path: Path, forwards: list[int]) -> None:
     one = Ensemble(small_config(members=(small_member("one"),)))
     first, _, _ = extract(tmp_path, samples_of(root), one)

@@ -229,3 +229,23 @@ def test_the_outline_follows_the_mask_and_leaves_the_picture_alone() -> None:
     assert not changed[12:18, 12:28].any()
     assert not changed[:8].any()
     np.testing.assert_array_equal(outlined(image, mask & False), image)
+
+
+def test_verdicts_are_there_without_asking_and_what_was_judged_stays(trained: Path, tmp_path: Path) -> None:
+    paths = [save(tmp_path / f"in/{name}.png", HOLE) for name in "abcdefg"]
+    verdicts = judged(trained, paths, tmp_path / "out")
+    assert json.loads((tmp_path / "out/verdicts.json").read_text())["pictures"] == verdicts["pictures"]
+    paths[5].write_bytes(paths[0].read_bytes()[:300])
+    with pytest.raises(DataError, match=r"f\.png"):
+        judged(trained, paths, tmp_path / "stopped")
+    kept = json.loads((tmp_path / "stopped/verdicts.json").read_text())["pictures"]
+    assert [Path(item["path"]).stem for item in kept] == list("abc")
+
+
+def test_what_an_earlier_run_wrote_is_not_judged(trained: Path, tmp_path: Path) -> None:
+    save(tmp_path / "in/a.png", HOLE)
+    for _ in range(2):
+        verdicts = judged(trained, [tmp_path / "in"], tmp_path / "in/verdicts")
+        assert [Path(item["path"]).name for item in verdicts["pictures"]] == ["a.png"]
+    with pytest.raises(DataError, match="besides those that an earlier run wrote"):
+        judged(trained, [tmp_path / "in/verdicts"], tmp_path / "in/verdicts")

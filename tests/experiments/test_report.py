@@ -16,7 +16,16 @@ from manyeyes.experiments.report.curves import digits, pro_curves, roc, roc_curv
 from manyeyes.experiments.report.gallery import Painter, disagreements, galleries
 from manyeyes.experiments.report.page import embedded
 from manyeyes.experiments.report.verdict import verdict
-from manyeyes.experiments.report.words import breakable, correlation, number, plain_name, points, signed, span
+from manyeyes.experiments.report.words import (
+    breakable,
+    correlation,
+    number,
+    plain_name,
+    points,
+    signed,
+    span,
+    whole_percent,
+)
 from manyeyes.experiments.study import Study
 from manyeyes.files import read_json, write_json
 
@@ -238,6 +247,23 @@ def test_the_headline_is_careful_where_the_lead_is_noise(tmp_path):
     assert sure.sure
     assert sure.title == "strong ranks highest"
     assert any("significantly ahead of weak" in finding for finding in sure.findings)
+
+
+def test_the_lead_over_all_sets_may_be_sure_where_single_sets_are_not(tmp_path):
+    """On one of three sets all pictures are told apart by both, which is no noise."""
+    contests = []
+    for index, (weak, strong) in enumerate([(0.0, 3.0), (0.5, 3.0), (9.0, 9.0)]):
+        name = f"set{index}"
+        study = finished_study(tmp_path / name, {"weak": weak, "strong": strong}, sets=(name,), good=30, defective=30)
+        contests.append(Contest.read(study, name))
+    assert not contests[2].beaten
+    found = verdict(contests)
+    assert found.sure
+    assert found.title == "strong ranks highest"
+
+
+def test_a_small_promise_is_not_shown_as_none():
+    assert [whole_percent(value) for value in (0.0, 0.004, 0.02, 0.123)] == ["0", "0.4", "2", "12"]
 
 
 def test_the_choice_is_compared_with_the_best_in_hindsight(tmp_path):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from manyeyes.errors import ConfigError, DataError, NotFittedError
-from manyeyes.heads import AContrario, AContrarioConfig
+from manyeyes.heads import AContrario, AContrarioConfig, a_contrario
 from manyeyes.heads.a_contrario import (
     Windows,
     _sample,
@@ -202,3 +202,18 @@ def test_quantiles_are_taken_from_all_columns(side: int) -> None:
 def test_even_windows_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"odd side of a window, such as 3, got 4"):
         AContrarioConfig.parse({"windows": [3, 4]})
+
+
+def test_rows_of_a_long_stream_are_thinned_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(a_contrario, "MOST", 50)
+    stream = torch.arange(1000.0).view(-1, 1)
+    kept = a_contrario._Thinned()
+    for part in torch.split(stream, [7, 93, 300, 1, 599]):
+        kept.add(part)
+    assert 50 <= len(kept.all()) <= 100
+    assert torch.equal(kept.all(), stream[:: kept.every])
+
+
+def test_the_sample_of_a_single_picture_does_not_keep_its_map() -> None:
+    sample = a_contrario._sample(torch.rand(1, 8, 64, 64))
+    assert sample.untyped_storage().nbytes() == sample.nbytes

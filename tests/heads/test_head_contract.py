@@ -259,3 +259,11 @@ def test_wrong_channels_are_refused(config):
         score(config, head, wide)
     with pytest.raises(ShapeError, match=rf"\b{expected}\b"):
         build(config).fit([shown(config, wide)], 0)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 19, 20, 21])
+def test_a_discriminator_learns_for_any_number_of_steps(steps: int) -> None:
+    """PyTorch's one-cycle schedule divides by zero where its first phase is exactly one step."""
+    head = DiscriminatorConfig(hidden=8, steps=steps, batch=16).build(CHANNELS)
+    maps = torch.randn(4, CHANNELS, 5, 5, generator=torch.Generator().manual_seed(0))
+    assert head.fit([maps], 0).judge(maps)[1].isfinite().all()

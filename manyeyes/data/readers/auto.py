@@ -56,6 +56,8 @@ def recognise(root: Path) -> tuple[Layout, str]:
     if train := below(root, "train"):
         return Folder(), train.name
     pictures, _, folders = listed(root)
+    if test := below(root, "test"):
+        return Folder(), test.name
     if pictures:
         return Folder(), "pictures without subfolders named train" if folders else "pictures only"
     inner = [folder.name for folder in folders if is_recognised(folder)]

@@ -7,13 +7,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from manyeyes.data.listing import listed
 from manyeyes.data.readers.layout import GOOD, Inventory, Layout, Samples, extensions, is_good
-from manyeyes.data.readers.split_folders import mask_folders
+from manyeyes.data.readers.split_folders import masks_in, usual_masks
 from manyeyes.data.sample import ImageSet
 from manyeyes.errors import DataError
 
-MASKS = ("ground_truth", "masks")
 Folders = tuple[str, ...]
 
 
@@ -33,7 +31,6 @@ class Folder(Layout):
 
     def _find(self, inventory: Inventory, seed: int) -> ImageSet:
         train = [p for folder in self._train(inventory) for p in inventory.good(folder)]
-        validation = self._named(inventory, self.validation) or _usual(inventory, "validation")
         good, defective = self._named(inventory, self.good), self._named(inventory, self.defective)
         if not self.good:
             good = _usual(inventory, "test")
@@ -43,7 +40,8 @@ class Folder(Layout):
         test: Samples = tuple(sample for folder in good for sample in inventory.good(folder))
         for folder, masks in zip(defective, self._masks(inventory, defective), strict=True):
             test += inventory.defective(folder, masks)
-        held = tuple(sample for folder in validation for sample in inventory.good(folder))
+        validation = self._named(inventory, self.validation)
+        held = tuple(sample for folder in validation for sample in inventory.good(folder)) or inventory.validation()
         return inventory.image_set(self.kind, tuple(train), held, test)
 
     def _looked_for(self) -> str:
@@ -72,15 +70,7 @@ class Folder(Layout):
         named = self._named(inventory, self.masks)
         if len(named) > 1:
             return list(named)
-        shared = named[0] if named else next(filter(None, map(inventory.below, MASKS)), None)
-        if shared is None or not listed(shared)[0]:
-            return mask_folders(inventory, shared, defective)
-        if len(defective) == 1:
-            return [shared]
-        raise DataError(
-            f"{shared}: holds masks of {len(defective)} defects side by side; expected a subfolder for each of "
-            f"{', '.join(folder.name for folder in defective)}"
-        )
+        return masks_in(inventory, named[0], defective) if named else usual_masks(inventory, defective)
 
 
 def _existing(root: Path, name: str) -> Path:

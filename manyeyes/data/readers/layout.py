@@ -18,9 +18,10 @@ GOOD = ("good", "ok", "normal")
 class Layout(Config, ABC):
     """How an image set lies on disk. ``read`` is the same for all; a subclass says which file is what."""
 
-    def read(self, root: str | Path, seed: int = 0) -> ImageSet:
+    def read(self, root: str | Path, seed: int = 0, train: bool = True) -> ImageSet:
         """List the set under ``root``; ``seed`` matters only where the set has no split of its own.
 
+        Without ``train``, test pictures are enough.
         Raises: DataError if a folder is missing, no training picture was found, or a mask has no picture.
         """
         root = Path(root)
@@ -28,8 +29,10 @@ class Layout(Config, ABC):
             reason = "is a file" if root.exists() else "does not exist"
             raise DataError(f"{root}: {reason}; expected the folder of an image set")
         found = self._find(Inventory(root), seed)
-        if not found.train:
+        if train and not found.train:
             raise DataError(f"{root}: no picture of a good part to train on; looked for {self._looked_for()}")
+        if not found.train and not found.test:
+            raise DataError(f"{root}: no picture; looked for test and for {self._looked_for()}")
         return found
 
     @abstractmethod
@@ -47,6 +50,7 @@ class Inventory:
         self.root = root
         self.notes: list[str] = []
         self._others: list[Path] = []
+        self._beside: list[Path] = []
 
     def below(self, name: str) -> Path | None:
         return below(self.root, name)
@@ -62,8 +66,34 @@ class Inventory:
         self._others += others
         return pictures
 
+    def parts(self, folder: Path | None) -> tuple[list[Path], list[Path]]:
+        """Pictures of parts directly in ``folder``, and the masks that lie beside them.
+
+        Subfolders with pictures are noted: nothing says what they hold.
+        """
+        pictures = self.pictures(folder)
+        for inner in self.folders(folder):
+            if count := len(listed(inner)[0]):
+                self.notes.append(
+                    f"left out {count} picture{'s' * (count > 1)} in {inner}: a subfolder of a folder of parts"
+                )
+        stems = {path.stem for path in pictures}
+        beside = [path for path in pictures if masked(path.stem) in stems]
+        return [path for path in pictures if path not in beside], beside
+
     def good(self, folder: Path | None) -> Samples:
-        return tuple(Sample(path) for path in self.pictures(folder))
+        pictures, masks = self.parts(folder)
+        self._beside += masks
+        return tuple(Sample(path) for path in pictures)
+
+    def validation(self) -> Samples:
+        """Good parts in validation or val: in its folder good, ok or normal, or directly in it."""
+        for name in ("validation", "val"):
+            folder = self.below(name)
+            if folder is not None:
+                inner = [each for each in self.folders(folder) if is_good(each)]
+                return tuple(sample for each in inner or [folder] for sample in self.good(each))
+        return ()
 
     def require(self, name: str, kind: str) -> Path:
         """The folder ``name`` of a set of ``kind``. Raises: DataError listing what is there instead."""
@@ -80,8 +110,9 @@ class Inventory:
         """
         if is_good(folder):
             raise DataError(f"{folder}: a folder of defective pictures cannot be called {folder.name}; rename it")
-        pictures, word = self.pictures(folder), folder.name
-        paired = pair_masks(pictures, self.pictures(masks), masks)
+        (pictures, beside), word = self.parts(folder), folder.name
+        paired = pair_masks(pictures, self.pictures(masks) if masks else beside, masks or folder)
+        self._beside += beside if masks else []
         return tuple(
             Sample(path, word, word, (Region(paired[path], defect=word),) if path in paired else ())
             for path in pictures
@@ -93,6 +124,8 @@ class Inventory:
         if self._others:
             count = len(self._others)
             notes.append(f"left out {count} file{'s' * (count > 1)} without an image extension: {names(self._others)}")
+        if self._beside:
+            notes.append(f"left out {len(self._beside)} masks beside pictures: {names(self._beside)}")
         defective = [sample for sample in test if sample.label]
         bare = [sample.path for sample in defective if not sample.regions]
         if not test:
@@ -101,8 +134,13 @@ class Inventory:
             notes.append("no masks: figures at image level only")
         elif bare:
             notes.append(f"{len(bare)} of {len(defective)} defective pictures have no mask: {names(bare)}")
-        name = name or self.root.name or self.root.resolve().name
+        name = name or (self.root.name if self.root.name != ".." else "") or self.root.resolve().name
         return ImageSet(name, self.root, layout, train, validation, test, tuple(notes))
+
+
+def masked(stem: str) -> str | None:
+    """The stem of the picture that a file called ``<stem>_mask`` is the mask of."""
+    return stem[: -len("_mask")] if stem.lower().endswith("_mask") else None
 
 
 def is_good(folder: Path) -> bool:
@@ -116,11 +154,14 @@ def pair_masks(pictures: Sequence[Path], masks: Sequence[Path], where: Path | No
     """
     by_stem: dict[str, Path] = {}
     stems = {path.stem for path in pictures}
+    alike = {stem.casefold(): stem for stem in stems}
     for mask in masks:
         stem = mask.stem
         # A picture may itself be called something_mask.
-        if stem not in stems and stem.lower().endswith("_mask"):
-            stem = stem[: -len("_mask")]
+        if stem not in stems:
+            stem = masked(stem) or stem
+        if stem not in stems and len(alike) == len(stems):
+            stem = alike.get(stem.casefold(), stem)
         if stem not in stems:
             raise DataError(f"{mask}: mask without a picture; expected one called {stem} among the test pictures")
         if stem in by_stem:

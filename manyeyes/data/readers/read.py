@@ -14,13 +14,13 @@ from manyeyes.errors import DataError
 AUTO = Auto()
 
 
-def read_image_set(root: str | Path, config: Layout = AUTO, seed: int = 0) -> ImageSet:
-    """The set under ``root``; opens the first training picture to note whether ``frame.bits`` may be needed.
+def read_image_set(root: str | Path, config: Layout = AUTO, seed: int = 0, train: bool = True) -> ImageSet:
+    """The set under ``root``; opens the first picture to note whether ``frame.bits`` may be needed.
 
-    Raises: DataError as `Layout.read`.
+    Without ``train``, test pictures are enough. Raises: DataError as `Layout.read`.
     """
-    found = config.read(root, seed)
-    first = found.train[0].path
+    found = config.read(root, seed, train)
+    first = (*found.train[:1], *found.test[:1])[0].path
     try:
         bits = unused_bits(first)
     except DataError:  # whoever loads the pictures reports it, or skips it if told to

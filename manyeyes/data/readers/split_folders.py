@@ -11,9 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from manyeyes.data.listing import listed
 from manyeyes.data.readers.layout import Inventory, Layout, Samples, is_good
 from manyeyes.data.sample import ImageSet
 from manyeyes.errors import DataError
+
+MASKS = ("ground_truth", "masks")
 
 
 class MvtecAd(Layout):
@@ -55,8 +58,7 @@ class Btad(Layout):
 def read_split(inventory: Inventory, kind: str, good: str) -> ImageSet:
     """Raises: DataError if train/``good`` is missing or a mask has no picture."""
     train = inventory.good(inventory.require(f"train/{good}", kind))
-    validation = inventory.good(inventory.below(f"validation/{good}"))
-    return inventory.image_set(kind, train, validation, read_test(inventory))
+    return inventory.image_set(kind, train, inventory.validation(), read_test(inventory))
 
 
 def read_test(inventory: Inventory) -> Samples:
@@ -68,11 +70,31 @@ def read_test(inventory: Inventory) -> Samples:
     folders = inventory.folders(test)
     defects = [folder for folder in folders if not is_good(folder)]
     samples = tuple(sample for folder in folders if is_good(folder) for sample in inventory.good(folder))
-    for folder, masks in zip(defects, mask_folders(inventory, inventory.below("ground_truth"), defects), strict=True):
+    for folder, masks in zip(defects, usual_masks(inventory, defects), strict=True):
         samples += inventory.defective(folder, masks)
     if loose := inventory.pictures(test):
         inventory.notes.append(f"left out {len(loose)} pictures directly in test: only its subfolders say what is good")
     return samples
+
+
+def usual_masks(inventory: Inventory, defects: Sequence[Path]) -> list[Path | None]:
+    """The masks of each folder of defective pictures, in ground_truth or in masks. Raises: DataError as `masks_in`."""
+    return masks_in(inventory, next(filter(None, map(inventory.below, MASKS)), None), defects)
+
+
+def masks_in(inventory: Inventory, shared: Path | None, defects: Sequence[Path]) -> list[Path | None]:
+    """A subfolder of ``shared`` for each defect, or ``shared`` itself where it holds the masks of the only one.
+
+    Raises: DataError if it holds those of several side by side, or a subfolder that is no defect's.
+    """
+    if shared is None or not listed(shared)[0]:
+        return mask_folders(inventory, shared, defects)
+    if len(defects) == 1:
+        return [shared]
+    raise DataError(
+        f"{shared}: holds masks of {len(defects)} defects side by side; expected a subfolder for each of "
+        f"{', '.join(folder.name for folder in defects)}"
+    )
 
 
 def mask_folders(inventory: Inventory, truth: Path | None, defects: Sequence[Path]) -> list[Path | None]:

@@ -31,17 +31,20 @@ class Visa(Layout):
 
     def _find(self, inventory: Inventory, seed: int) -> ImageSet:
         root = inventory.root
-        folder: Path | None = root
+        # A link's own place may be that of the object; "." has neither name nor parent.
+        folder: Path | None = root if root.name not in ("", "..") else root.resolve()
         if self.category is not None and root.name.casefold() != self.category.casefold():
             folder = below(root, self.category)
         if folder is None or not is_object(folder):
             objects = [each for each in listed(root)[2] if is_object(each)]
             wanted = f"the object {self.category!r}" if self.category else f"{IMAGES} or train/good"
-            advice = f"; set category to one of {', '.join(f.name for f in objects)}" if objects else ""
+            found = ", ".join(each.name for each in objects)
+            advice = f"; give one of its subfolders {found}, or category in a study" if objects else ""
             raise DataError(f"{root}: kind visa needs {wanted}, which is missing{advice}")
         if below(folder, IMAGES) is None:
             return read_split(Inventory(folder), self.kind, "good")
-        table = next((t for t in (folder.parent / TABLE, root / TABLE, folder / TABLE) if t.is_file()), None)
+        places = (folder.parent, root, folder, folder.resolve().parent)
+        table = next((place / TABLE for place in places if (place / TABLE).is_file()), None)
         if table is None:
             raise DataError(f"{folder}: the publisher's split is missing; expected {folder.parent / TABLE}")
         samples = read_rows(table, folder.name)

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.special import expit, logit
 from scipy.stats import norm, rankdata
+from scipy.stats import t as student_t
 
 from manyeyes.experiments.metrics.figure import Interval
 from manyeyes.experiments.metrics.ranks import Array
@@ -54,10 +56,10 @@ def interval(good: Array, defective: Array, level: float = LEVEL) -> Interval | 
     return interval_of(placements(good, defective), level)
 
 
-def interval_of(parts: Placements, level: float = LEVEL, extra: float = 0.0) -> Interval | None:
+def interval_of(parts: Placements, level: float = LEVEL, extra: float = 0.0, runs: int = 1) -> Interval | None:
     """As `interval`. The mean of several seeds' placements gives the interval of their mean AUROC on these images.
 
-    ``extra`` is variance from elsewhere, such as that of the mean over seeds, which adds to that of the images.
+    ``extra`` is variance from elsewhere that adds to that of the images, such as that of the mean over ``runs`` seeds.
     """
     value, tail = parts.auroc, (1 - level) / 2
     if value in (0.0, 1.0):
@@ -66,8 +68,21 @@ def interval_of(parts: Placements, level: float = LEVEL, extra: float = 0.0) -> 
     variance = covariance(parts, parts) + extra
     if not variance > 0:
         return None
-    half = norm.ppf(1 - tail) * math.sqrt(variance) / (value * (1 - value))
+    half = student(freedom(variance, extra, runs)).ppf(1 - tail) * math.sqrt(variance) / (value * (1 - value))
     return float(expit(logit(value) - half)), float(expit(logit(value) + half))
+
+
+def freedom(variance: float, extra: float, runs: int) -> float:
+    """Degrees of freedom of a ``variance`` of which ``extra`` was estimated from a few runs, the rest from many images.
+
+    Source: Welch 1947, Satterthwaite 1946.
+    """
+    return (runs - 1) * (variance / extra) ** 2 if extra > 0 and runs > 1 else math.inf
+
+
+def student(degrees: float) -> Any:
+    """Student's law, which is the normal one for infinitely many degrees of freedom."""
+    return student_t(degrees) if math.isfinite(degrees) else norm
 
 
 @dataclass(frozen=True)
@@ -89,14 +104,15 @@ def paired_test(
     return difference_of(placements(good_a, defective_a), placements(good_b, defective_b), level)
 
 
-def difference_of(a: Placements, b: Placements, level: float = LEVEL, extra: float = 0.0) -> Difference:
-    """As `paired_test`, from placements on the same images; ``extra`` as in `interval_of`."""
+def difference_of(a: Placements, b: Placements, level: float = LEVEL, extra: float = 0.0, runs: int = 1) -> Difference:
+    """As `paired_test`, from placements on the same images; ``extra`` and ``runs`` as in `interval_of`."""
     value = a.auroc - b.auroc
     variance = covariance(a, a) + covariance(b, b) - 2 * covariance(a, b) + extra
     if not variance > 1e-15:
         same = np.array_equal(a.good, b.good) and np.array_equal(a.defective, b.defective)
         return Difference(value, (0.0, 0.0) if same else None, 1.0 if same else None)
     error = math.sqrt(variance)
-    half = float(norm.ppf(1 - (1 - level) / 2)) * error
-    p = float(2 * norm.sf(abs(value) / error))
+    law = student(freedom(variance, extra, runs))
+    half = float(law.ppf(1 - (1 - level) / 2)) * error
+    p = float(2 * law.sf(abs(value) / error))
     return Difference(value, (max(-1.0, value - half), min(1.0, value + half)), p)

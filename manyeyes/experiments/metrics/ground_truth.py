@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from manyeyes.data import Region, Sample, read_mask_values, region_masks
+from manyeyes.data import Region, Sample, is_good, read_mask_values, region_masks
 from manyeyes.errors import DataError
 
 LOCO_GROUPS = ("logical_anomalies", "structural_anomalies")
@@ -32,13 +32,16 @@ def find_samples(root: Path) -> tuple[Sample, ...]:
         raise DataError(f"{truth}: does not exist; expected masks in ground_truth/<defect>/ or another --layout")
     saturations = _saturations(root / "defects_config.json")
     found: dict[tuple[str, str], Sample] = {}
-    for path in sorted((root / "test").glob("*/*")):
+    for path in _visible(root / "test", "*/*"):
         if path.suffix.lower() in PICTURES:
-            found[path.parent.name, path.stem] = Sample(path, path.parent.name, path.parent.name)
-    for entry in sorted(truth.glob("*/*")):
+            word = "good" if is_good(path.parent) else path.parent.name
+            found[path.parent.name, path.stem] = Sample(path, word, word)
+    for entry in _visible(truth, "*/*"):
         defect = entry.parent.name
+        if is_good(entry.parent):  # an empty mask says no more than the folder
+            continue
         if entry.is_dir():
-            regions = tuple(_whole(path, saturations, root) for path in sorted(entry.glob("*.png")))
+            regions = tuple(_whole(path, saturations, root) for path in _visible(entry, "*.png"))
             name = entry.name
         elif entry.suffix.lower() in PICTURES:
             regions, name = (Region(entry),), entry.stem.removesuffix("_mask")
@@ -64,6 +67,11 @@ def loco_groups(samples: tuple[Sample, ...]) -> tuple[str, ...]:
     if not groups:
         return ()
     return LOCO_GROUPS if groups <= set(LOCO_GROUPS) else tuple(sorted(groups))
+
+
+def _visible(folder: Path, pattern: str) -> list[Path]:
+    """In alphabetical order, without what file managers and archives leave behind."""
+    return [path for path in sorted(folder.glob(pattern)) if not path.name.startswith(".")]
 
 
 def _whole(path: Path, saturations: dict[int, dict[str, Any]], root: Path) -> Region:

@@ -100,7 +100,7 @@ def _index(folder: Path) -> dict[tuple[str, str], Path]:
     """Maps by (defect, name). Raises: DataError if two files are maps of one image."""
     index: dict[tuple[str, str], Path] = {}
     for path in sorted(folder.glob("*/*")):
-        if path.suffix.lower() in SUFFIXES:
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
             key = path.parent.name, path.stem
             if key in index:
                 raise DataError(f"{path}: is a second map of the image of {index[key].name}; remove one of them")
@@ -125,7 +125,7 @@ def _with_good_maps(samples: tuple[Sample, ...], index: dict[tuple[str, str], Pa
     """Without pictures, the maps in test/good say which good images there are."""
     if not any(sample.label == 0 for sample in samples):
         samples += tuple(Sample(root / "test" / "good" / f"{n}.png") for d, n in index if d == "good")
-    known = {(sample.defect, sample.path.stem) for sample in samples}
+    known = {(word, each.path.stem) for each in samples for word in (each.defect, each.path.parent.name)}
     for key, path in index.items():
         if key not in known:
             raise DataError(f"{path}: has no ground truth in {root}; remove the map or add its mask")

@@ -6,6 +6,7 @@ the pictures comes that of a mean over so many seeds. All ensembles are compared
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -168,14 +169,15 @@ class Contest:
         parts = self.placements.get(ensemble)
         if parts is None:
             return None
-        return delong.interval_of(parts, extra=variance_of_mean(self.values(ensemble, "image", "auroc")))
+        values = self.values(ensemble, "image", "auroc")
+        return delong.interval_of(parts, extra=variance_of_mean(values), runs=len(values))
 
     def difference(self, ensemble: str, other: str) -> Difference | None:
         """AUROC less that of another, paired by picture and by seed; None where there are no placements."""
         if not self.placements:
             return None
-        of_seeds = variance_of_mean(self.gaps(ensemble, other))
-        return delong.difference_of(self.placements[ensemble], self.placements[other], extra=of_seeds)
+        gaps, mine, yours = self.gaps(ensemble, other), self.placements[ensemble], self.placements[other]
+        return delong.difference_of(mine, yours, extra=variance_of_mean(gaps), runs=len(gaps))
 
     def variance(self, ensemble: str, other: str) -> float | None:
         """Of the difference of the mean image AUROCs; None or NaN where it cannot be estimated."""
@@ -186,6 +188,11 @@ class Contest:
             delong.covariance(mine, mine) + delong.covariance(yours, yours) - 2 * delong.covariance(mine, yours)
         )
         return of_pictures + variance_of_mean(self.gaps(ensemble, other))
+
+    def freedom(self, ensemble: str, other: str) -> float:
+        """Degrees of freedom of `variance`, which is one of many pictures and of few seeds."""
+        gaps, variance = self.gaps(ensemble, other), self.variance(ensemble, other)
+        return delong.freedom(variance, variance_of_mean(gaps), len(gaps)) if variance else math.inf
 
     def gaps(self, ensemble: str, other: str) -> list[float]:
         """Differences of AUROC, one per seed and fold."""

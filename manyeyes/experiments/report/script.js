@@ -25,10 +25,12 @@
     const base = good.length ? good : scores;
     const centre = quantile(base, 0.5);
     const all = [...scores, threshold];
-    const width = Math.max(...all) - Math.min(...all) || 1;
+    // Spread over arguments, some hundred thousand scores are more than a call takes.
+    const least = all.reduce((a, b) => Math.min(a, b)), most = all.reduce((a, b) => Math.max(a, b));
+    const width = most - least || 1;
     const unit = (quantile(base, 0.75) - quantile(base, 0.25)) || width / 10;
     const bend = (score) => Math.asinh((score - centre) / unit);
-    const low = bend(Math.min(...all)), high = bend(Math.max(...all));
+    const low = bend(least), high = bend(most);
     const pad = 0.04 * (high - low) || 0.5;
     const from = low - pad, span = high - low + 2 * pad;
     return {
@@ -188,7 +190,7 @@
       out("alarm-rate", rate(alarms, good.length));
       out("miss-rate", rate(misses, defective.length));
       out("threshold", short(threshold));
-      const kinds = {};
+      const kinds = Object.create(null); // a defect may be called constructor
       part.scores.forEach((score, index) => {
         if (!ensemble.labels[index]) return;
         const kind = kinds[ensemble.defects[index]] ??= { missed: 0, all: 0 };

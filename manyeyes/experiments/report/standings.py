@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.stats import norm, rankdata, wilcoxon
+from scipy.stats import rankdata, wilcoxon
 
-from manyeyes.experiments.metrics.delong import LEVEL, Difference
+from manyeyes.experiments.metrics.delong import LEVEL, Difference, student
 from manyeyes.experiments.metrics.figure import Interval
 from manyeyes.experiments.report.contest import Contest, holm
 
@@ -98,13 +98,15 @@ def _difference(contests: Sequence[Contest], name: str, baseline: str) -> Differ
     if not gaps:
         return None
     mean = statistics.fmean(gaps)
-    error = _error([contest.variance(name, baseline) for contest in contests])
-    half = _half(error)
+    variances = [contest.variance(name, baseline) for contest in contests]
+    error = _error(variances)
+    law = student(_freedom(variances, [contest.freedom(name, baseline) for contest in contests]))
+    half = None if error is None else float(law.ppf((1 + LEVEL) / 2)) * error
     if error is None or half is None:
         return Difference(mean, None)
     if error < 1e-9:
         return Difference(mean, (mean, mean), 1.0 if mean == 0 else None)
-    return Difference(mean, (mean - half, mean + half), float(2 * norm.sf(abs(mean) / error)))
+    return Difference(mean, (mean - half, mean + half), float(2 * law.sf(abs(mean) / error)))
 
 
 def _error(variances: Sequence[float | None]) -> float | None:
@@ -113,8 +115,11 @@ def _error(variances: Sequence[float | None]) -> float | None:
     return math.sqrt(max(0.0, sum(known))) / len(known) if known and len(known) == len(variances) else None
 
 
-def _half(error: float | None) -> float | None:
-    return None if error is None else float(norm.ppf((1 + LEVEL) / 2)) * error
+def _freedom(variances: Sequence[float | None], degrees: Sequence[float]) -> float:
+    """Of the sum of independent variances (Satterthwaite)."""
+    pairs = [(v, d) for v, d in zip(variances, degrees, strict=True) if v is not None and math.isfinite(v)]
+    unsure = sum(v**2 / d for v, d in pairs)
+    return sum(v for v, _ in pairs) ** 2 / unsure if unsure > 0 else math.inf
 
 
 def _signed_rank(contests: Sequence[Contest], name: str, baseline: str) -> float | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from manyeyes.experiments.report.contest import Contest, overall
 from manyeyes.experiments.report.standings import Standing
-from manyeyes.experiments.report.words import DASH, number, percent, points, significance, span
+from manyeyes.experiments.report.words import DASH, number, percent, points, significance, span, whole_percent
 
 SPRO_LIMIT = "0.05"
 """The false-positive rate up to which LOCO's AU-sPRO is headlined."""
@@ -105,7 +105,7 @@ def _false_alarms(contest: Contest, name: str) -> Shown:
         return Shown(DASH, title="there is no good test picture")
     good = contest.first(name).figures["counts"]["good"]
     count = f"{round(rate * good)} of {good}" if len(contest.seeds) == 1 else f"of {good}"
-    return Shown(f"{100 * rate:.0f} %", f"{count}\npromised ≤\u00a0{100 * promised:.0f}\u00a0%", title, rate)
+    return Shown(f"{100 * rate:.0f} %", f"{count}\npromised ≤\u00a0{whole_percent(promised)}\u00a0%", title, rate)
 
 
 def _misses(contest: Contest, name: str) -> Shown:

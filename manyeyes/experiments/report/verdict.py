@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from scipy.stats import betabinom
 
-from manyeyes.experiments.report.contest import Contest, Result, overall
-from manyeyes.experiments.report.words import number, percent, plain_name, points, significance, span
+from manyeyes.experiments.report.contest import SIGNIFICANT, Contest, Result, overall
+from manyeyes.experiments.report.standings import standings
+from manyeyes.experiments.report.words import number, percent, plain_name, points, significance, span, whole_percent
 
 FEW = 30
 """With fewer pictures of a class on a set, rates move in steps of more than 3 %, and the page says so."""
@@ -50,7 +51,7 @@ def verdict(contests: Sequence[Contest]) -> Verdict:
     findings = [_named(contest, contests, _standing(contest)) for contest in contests] if rivals else []
     findings += [_named(contest, contests, text) for contest in contests for text in _chosen(contest)]
     findings += [_named(contest, contests, text) for contest in contests for text in _warnings(contest, best)]
-    sure = bool(rivals) and all(_stands_out(contest, best) for contest in contests)
+    sure = bool(rivals) and _stands_out(contests, best, rivals)
     if not rivals:
         title = f"{best}: image AUROC {percent(auroc)} %"
     elif sure:
@@ -86,8 +87,11 @@ def _named(contest: Contest, contests: Sequence[Contest], sentence: str) -> str:
     return f"{contest.data}: {sentence}" if len(contests) > 1 else sentence
 
 
-def _stands_out(contest: Contest, best: str) -> bool:
-    return contest.best == best and bool(contest.behind) and len(contest.beaten) == len(contest.behind)
+def _stands_out(contests: Sequence[Contest], best: str, rivals: Sequence[str]) -> bool:
+    """Whether its lead over every rival, in the mean over sets, is significant."""
+    found = {each.ensemble: each.difference for each in standings(contests, best)}
+    leads = [found[name] for name in rivals]
+    return all(lead is not None and lead.p is not None and lead.p < SIGNIFICANT and lead.value < 0 for lead in leads)
 
 
 def _standing(contest: Contest) -> str:
@@ -158,15 +162,16 @@ def _broken_promise(result: Result, best: str) -> list[str]:
     if not good or betabinom.sf(alarms - 1, good, over, max(1, n + 1 - over)) >= STRANGE:
         return []
     return [
-        f"{best} raises false alarms on {alarms} of {good} good test pictures where {100 * promised:.0f} % were "
+        f"{best} raises false alarms on {alarms} of {good} good test pictures where {whole_percent(promised)} % were "
         "promised: more than chance allows, so the good test parts look different from those it was fitted on."
     ]
 
 
 def _tiles(contests: Sequence[Contest], best: str, auroc: float) -> list[Tile]:
     where = [contest for contest in contests if best in contest.results]
+    ranked = sum(contest.mean(best, "image", "auroc") is not None for contest in where)
     interval = where[0].interval(best) if len(contests) == 1 else None
-    small = f"95 % interval {span(interval)}" if interval else f"mean over {len(where)} sets" if len(where) > 1 else ""
+    small = f"95 % interval {span(interval)}" if interval else f"mean over {ranked} sets" if ranked > 1 else ""
     tiles = [Tile("Image AUROC", f"{percent(auroc)} %", small)]
     rates = [
         ("False alarms", ("false_alarm_rate", "observed"), "of good parts"),

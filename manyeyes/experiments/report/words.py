@@ -17,6 +17,11 @@ def percent(value: float | None) -> str:
     return DASH if value is None else f"{100 * value:.1f}"
 
 
+def whole_percent(value: float) -> str:
+    """A share in % without a digit, or with one where it would say 0 or nearly nothing."""
+    return f"{100 * value:.0f}" if value >= 0.0095 or value == 0 else f"{100 * value:.1f}"
+
+
 def span(interval: Interval | None, sign: bool = False) -> str:
     """An interval in %; nothing for one without width, as two rankings that are alike have: it says nothing."""
     if interval is None or interval[0] == interval[1]:

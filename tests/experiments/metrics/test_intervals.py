@@ -1,10 +1,14 @@
 """Intervals: DeLong against brute force, bootstrap against a plain loop, pairing, and what is undefined."""
 
+import math
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import ttest_1samp
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from manyeyes.experiments.metrics import (
@@ -15,7 +19,7 @@ from manyeyes.experiments.metrics import (
     paired_test,
 )
 from manyeyes.experiments.metrics.bootstrap import IMAGE_FIGURES, draw, replicates, weighted_counts
-from manyeyes.experiments.metrics.delong import covariance, interval, placements
+from manyeyes.experiments.metrics.delong import Placements, covariance, difference_of, freedom, interval, placements
 from manyeyes.experiments.metrics.ranks import auroc
 from manyeyes.experiments.metrics.resampling import tabulate
 
@@ -172,3 +176,23 @@ def test_paired_pixel_differences_pair_by_name_not_by_order():
 def test_metrics_do_not_load_torch():
     code = "import sys, manyeyes.experiments.metrics; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_variance_of_few_seeds_is_read_with_students_law():
+    """Where all pictures agree, the seeds are all there is: the t-test of their differences."""
+    gaps = [0.01, 0.035, 0.015]
+    mine, yours = (Placements(np.full(20, value), np.full(30, value)) for value in (0.9 + np.mean(gaps), 0.9))
+    extra = np.var(gaps, ddof=1) / 3
+    found = difference_of(mine, yours, extra=extra, runs=3)
+    expected = ttest_1samp(gaps, 0.0)
+    assert found.p == pytest.approx(expected.pvalue)
+    assert found.interval == pytest.approx(tuple(expected.confidence_interval(0.95)))
+    assert difference_of(mine, yours, extra=extra, runs=10**6).p < found.p / 10
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.floats(1e-6, 1e-3), st.floats(1e-6, 1e-3), st.integers(2, 6))
+def test_degrees_of_freedom_lie_between_those_of_the_seeds_and_infinity(pictures, seeds, runs):
+    assert freedom(pictures + seeds, seeds, runs) > runs - 1
+    assert freedom(1e-12 + seeds, seeds, runs) == pytest.approx(runs - 1, rel=1e-4)
+    assert freedom(pictures, 0.0, runs) == math.inf

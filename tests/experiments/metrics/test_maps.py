@@ -270,3 +270,22 @@ def test_official_answers():
         assert found["au_spro"][group] == pytest.approx(values, abs=2e-4)
     for group, value in expected["image_level"]["auc_roc"].items():
         assert found["image"][group]["auroc"] == pytest.approx(value, abs=1e-12)
+
+
+def test_good_parts_are_good_whatever_their_folder_is_called(tmp_path):
+    """BTAD's test/ok, with what an archive left behind."""
+    for name, bright in (("ok/0", 0.1), ("ok/1", 0.2), ("ko/0", 0.9)):
+        picture = tmp_path / "data/test" / f"{name}.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", SIZE[::-1]).save(picture)
+        write_tiff(tmp_path / "maps/test" / f"{name}.tiff", np.full(SIZE, bright))
+    write_mask(tmp_path / "data/ground_truth/ko/0.png", block(2, 2, 5, 5))
+    (tmp_path / "data/train/ok").mkdir(parents=True)
+    Image.new("RGB", SIZE[::-1]).save(tmp_path / "data/train/ok/0.png")
+    for rubbish in ("test/ok/._0.png", "ground_truth/ko/._0.png"):
+        (tmp_path / "data" / rubbish).write_bytes(b"Mac OS X")
+    found = find_samples(tmp_path / "data")
+    assert sorted(sample.label for sample in found) == [0, 0, 1]
+    for layout in ("auto", "btad"):
+        figures = evaluate_maps(tmp_path / "maps", tmp_path / "data", layout=layout)
+        assert figures["image"]["auroc"] == 1.0
