@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ from threadpoolctl import threadpool_limits
 
 from manyeyes.backbones import Eyes, TrainableTrunk, TrunkPool
 from manyeyes.data import Frame, ImageBatches, ImageSet, Sample
-from manyeyes.device import Precision, resolve_device, trunk_precision
+from manyeyes.device import Precision, arithmetic, resolve_device, trunk_precision
 from manyeyes.ensemble import Ensemble, EnsembleConfig, Extraction, FeatureStore, Prediction, save_run
 from manyeyes.ensemble.choosing import Chosen
 from manyeyes.ensemble.run import STATE
@@ -29,6 +30,7 @@ from manyeyes.errors import DataError
 from manyeyes.experiments.evaluation import Stopwatch, measure, peak_memory, restart_peak
 from manyeyes.experiments.fits import SharedFits
 from manyeyes.experiments.metrics import image_figures
+from manyeyes.experiments.sources import code_digest
 from manyeyes.experiments.study import Cell, write_cell
 from manyeyes.files import make_folder, read_json, write_json
 from manyeyes.progress import Progress, Silent
@@ -131,7 +133,9 @@ class Bench:
         ready = [trunk.key for trunk in eyes.each() if not isinstance(trunk, TrainableTrunk)]
         if ready:
             self._features(eyes.restricted(ready), group, progress)
-            self._time_trunks(eyes.restricted(ready), group)
+        for ensemble in ensembles:  # each up to its own stages
+            if mine := [key for key in ready if key in ensemble.eyes.stages]:
+                self._time_trunks(ensemble.eyes.restricted(mine), group)
 
     def _features(self, eyes: Eyes, group: Group, progress: Progress) -> tuple[Stored, Stored]:
         """Of all good pictures that may be trained or calibrated on, and of the test pictures."""
@@ -147,14 +151,20 @@ class Bench:
         store = FeatureStore(settings.folder / "features", precision)
         return Extraction(store, self.device, settings.batch_size, settings.precision, settings.skip_bad)
 
-    def _timing(self, trunk: str) -> Path:
-        return self.settings.folder / "timings" / f"{trunk}-{self.device.type}.json"
+    def _timing(self, eyes: Eyes, trunk: str) -> Path:
+        """Where the time of a trunk is kept that is run up to the stages of ``eyes``, by this code on this device."""
+        settings = self.settings
+        with trunk_precision(self.device, settings.precision):
+            facts = [eyes.stages[trunk], arithmetic(self.device), settings.batch_size, settings.threads, code_digest()]
+        key = hashlib.sha256(str(facts).encode()).hexdigest()[:12]
+        return settings.folder / "timings" / f"{trunk}-{key}.json"
 
     def _time_trunks(self, eyes: Eyes, group: Group) -> None:
         """The time of every trunk that was not taken yet."""
         for trunk in eyes.each():
-            if not self._timing(trunk.key).exists():
-                self._time_trunk(eyes.restricted([trunk.key]), group, self._timing(trunk.key))
+            path = self._timing(eyes, trunk.key)
+            if not path.exists():
+                self._time_trunk(eyes.restricted([trunk.key]), group, path)
 
     def _time_trunk(self, eyes: Eyes, group: Group, path: Path) -> None:
         """Milliseconds per image of a trunk by itself, without reading pictures: the median of three batches."""
@@ -207,7 +217,7 @@ class Bench:
         counts = {"train_images": fit.train, "validation_images": fit.validation}
         save_run(cell.run, ensemble, self.device, counts, declared=job.config)
         heads = 1000 * statistics.median(watch.rest[1:] or watch.rest)
-        trunks = sum(self._trunk_ms(key) for key in ensemble.eyes.stages)
+        trunks = sum(self._trunk_ms(ensemble.eyes, key) for key in ensemble.eyes.stages)
         figures["cost"] = {
             "ms_per_image": round(trunks + heads, 3),
             "ms_trunks": round(trunks, 3),
@@ -219,8 +229,8 @@ class Bench:
         }
         write_cell(cell, result)
 
-    def _trunk_ms(self, trunk: str) -> float:
-        path = self._timing(trunk)
+    def _trunk_ms(self, eyes: Eyes, trunk: str) -> float:
+        path = self._timing(eyes, trunk)
         return float(read_json(path)["ms_per_image"]) if path.exists() else 0.0
 
 

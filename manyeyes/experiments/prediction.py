@@ -71,8 +71,9 @@ def predict_paths(
                 pictures.append(_write(folder, names[sample.path], ensemble, frame, prediction, index, sample, size))
             advance(len(pictures), len(samples))
     except BaseException:
-        with suppress(ManyeyesError):  # the first error says more
-            write_json(folder / VERDICTS, verdicts())
+        if pictures:
+            with suppress(ManyeyesError):  # the first error says more
+                write_json(folder / VERDICTS, verdicts())
         raise
     write_json(folder / VERDICTS, verdicts())
     return verdicts()

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -260,6 +261,21 @@ def test_the_lead_over_all_sets_may_be_sure_where_single_sets_are_not(tmp_path):
     found = verdict(contests)
     assert found.sure
     assert found.title == "strong ranks highest"
+
+
+def test_folds_are_called_folds(tmp_path):
+    study = finished_study(tmp_path, {"a": 0.5, "b": 2.0}, seeds=(0, 1, 2))
+    seeds = Contest.read(study, "parts")
+    folds = replace(
+        seeds,
+        results={
+            name: [replace(r, cell=replace(r.cell, seed=0, fold=index)) for index, r in enumerate(results)]
+            for name, results in seeds.results.items()
+        },
+    )
+    for contest, word in ((seeds, "seed"), (folds, "fold")):
+        assert (contest.runs, contest.run_word, contest.first_only) == (3, word, f" With the first {word}.")
+        assert f"each with 3 {word}s; figures are means over {word}s" in verdict([contest]).lead
 
 
 def test_a_small_promise_is_not_shown_as_none():

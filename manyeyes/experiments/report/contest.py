@@ -99,8 +99,24 @@ class Contest:
     def seeds(self) -> list[int]:
         return list(dict.fromkeys(result.cell.seed for results in self.results.values() for result in results))
 
+    @property
+    def runs(self) -> int:
+        """How many times each ensemble was fitted: with every seed, on every fold."""
+        return max(len(results) for results in self.results.values())
+
+    @property
+    def run_word(self) -> str:
+        """What its runs differ by: ``seed``, ``fold`` or ``run``, where both do."""
+        folds = {result.cell.fold for results in self.results.values() for result in results} - {None}
+        return "seed" if not folds else "fold" if len(self.seeds) == 1 else "run"
+
+    @property
+    def first_only(self) -> str:
+        """A sentence for what shows one run of several."""
+        return f" With the first {self.run_word}." if self.runs > 1 else ""
+
     def first(self, ensemble: str) -> Result:
-        """The result with the first seed: galleries, curves and histograms show this one."""
+        """The result with the first seed and fold: galleries, curves and histograms show this one."""
         return self.results[ensemble][0]
 
     @property

@@ -79,7 +79,7 @@ def _auroc(contest: Contest, name: str) -> Shown:
     if shown.value is None:
         return shown
     interval = span(contest.interval(name))
-    spread = f"; {shown.small} between {len(contest.seeds)} seeds" if shown.small else ""
+    spread = f"; {shown.small} between {contest.runs} {contest.run_word}s" if shown.small else ""
     title = f"95 % interval {interval}{spread}" if interval else "no interval can be given on so few pictures"
     return Shown(shown.text, interval, title, shown.value)
 
@@ -104,7 +104,7 @@ def _false_alarms(contest: Contest, name: str) -> Shown:
     if rate is None:
         return Shown(DASH, title="there is no good test picture")
     good = contest.first(name).figures["counts"]["good"]
-    count = f"{round(rate * good)} of {good}" if len(contest.seeds) == 1 else f"of {good}"
+    count = f"{round(rate * good)} of {good}" if contest.runs == 1 else f"of {good}"
     return Shown(f"{100 * rate:.0f} %", f"{count}\npromised ≤\u00a0{whole_percent(promised)}\u00a0%", title, rate)
 
 
@@ -114,7 +114,7 @@ def _misses(contest: Contest, name: str) -> Shown:
         return Shown(DASH, title=contest.reason(name, "image", "recall"))
     defective = contest.first(name).figures["counts"]["defective"]
     missed = (1 - recall) * defective
-    count = f"{round(missed)} of {defective}" if len(contest.seeds) == 1 else f"of {defective}"
+    count = f"{round(missed)} of {defective}" if contest.runs == 1 else f"of {defective}"
     return Shown(f"{100 * (1 - recall):.0f} %", count, "defective pictures under the calibrated threshold", 1 - recall)
 
 

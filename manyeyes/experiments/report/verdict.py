@@ -73,8 +73,9 @@ def _compared(contests: Sequence[Contest], count: int) -> str:
             f"{contest.data} (fitted on {figures['train_images']} good pictures, thresholds set on "
             f"{figures['validation_images']} more, tested on {counts['good']} good and {counts['defective']} defective)"
         )
-    seeds = max(len(contest.seeds) for contest in contests)
-    runs = f", each with {seeds} seeds; figures are means over seeds" if seeds > 1 else ""
+    most = max(contests, key=lambda contest: contest.runs)
+    word = f"{most.run_word}s"
+    runs = f", each with {most.runs} {word}; figures are means over {word}" if most.runs > 1 else ""
     return f"{what} on {_joined(sets)}{runs}."
 
 
