@@ -78,14 +78,21 @@ def find_weights(architecture: str, weights: str) -> Weights:
 def find_file(architecture: str, weights: str) -> tuple[Path | None, str]:
     """The file that ``weights`` means, or None and what was tried in words.
 
+    A path that is not there stands for a file of its name in the folder of `FOLDER`.
     Raises: WeightsError if ``weights`` is a path and there is no such file.
     """
+    folder = os.environ.get(FOLDER)
     if weights.endswith(SUFFIXES) or "/" in weights or os.sep in weights:
         path = Path(weights).expanduser()
+        elsewhere = Path(folder).expanduser() / path.name if folder else None
+        if not path.is_file() and elsewhere is not None and elsewhere.is_file():
+            path = elsewhere  # a run from another machine: whether it is the same file, its digest says
         if not path.is_file():
-            raise WeightsError(f"{path}: there is no such weights file; expected a path to {' or '.join(SUFFIXES)}")
+            raise WeightsError(
+                f"{path}: there is no such weights file; expected a path to {' or '.join(SUFFIXES)}, "
+                f"or a file of that name in the folder that {FOLDER} names"
+            )
         return path, str(path)
-    folder = os.environ.get(FOLDER)
     if not folder:
         return None, f"the folder in {FOLDER} (not set)"
     for stem in (f"{architecture}.{weights}", architecture):

@@ -49,6 +49,18 @@ def test_a_folder_is_searched_from_the_tag_to_the_architecture(
     assert find_weights(SMALL, "other").source == str(tmp_path / f"{SMALL}.safetensors")
 
 
+def test_a_path_from_another_machine_stands_for_its_name_in_the_folder(
+    tmp_path: Path, state: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_file(state, str(tmp_path / "trunk.safetensors"))
+    with pytest.raises(WeightsError, match="or a file of that name in the folder that MANYEYES_WEIGHTS names"):
+        find_weights(SMALL, "/elsewhere/trunk.safetensors")
+    monkeypatch.setenv(weights.FOLDER, str(tmp_path))
+    found = find_weights(SMALL, "/elsewhere/trunk.safetensors")
+    assert found.source == str(tmp_path / "trunk.safetensors")
+    assert found.digest == find_weights(SMALL, str(tmp_path / "trunk.safetensors")).digest
+
+
 def test_a_folder_comes_before_the_bundled_package_and_that_before_a_download(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
