@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,6 +12,8 @@ from torch import Tensor
 from manyeyes.errors import ShapeError
 
 Grid = tuple[int, int]
+BLOCK = 256
+"""Columns of a block in `upper_gram`."""
 
 
 @dataclass(frozen=True)
@@ -105,14 +106,15 @@ def even_step(count: int, most: int, period: int) -> int:
     return step
 
 
-def gram(rows: Tensor) -> Tensor:
-    """``rows.T @ rows``, without gradient. On a CPU NumPy computes it: it sees the symmetry and does half the work.
+def upper_gram(rows: Tensor) -> Tensor:
+    """The upper triangle of ``rows.T @ rows``, without gradient; below it stand zeros or what belongs there.
 
+    The product is symmetric, so that blocks under the diagonal are left out: little more than half the work.
     Shapes: (n, c) -> (c, c), of the same type.
     """
     rows = rows.detach()
-    if rows.device.type != "cpu" or rows.dtype not in (torch.float32, torch.float64):
-        return rows.T @ rows
-    values = rows.numpy()
-    with np.errstate(all="ignore"):  # the caller looks at what came out, as on any device
-        return torch.from_numpy(values.T @ values)
+    found = rows.new_zeros(rows.shape[1], rows.shape[1])
+    for start in range(0, rows.shape[1], BLOCK):
+        block = slice(start, start + BLOCK)
+        found[block, start:] = rows[:, block].T @ rows[:, start:]
+    return found

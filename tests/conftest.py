@@ -15,7 +15,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from manyeyes.backbones import PatchCoreConfig, TimmTrunkConfig
@@ -28,7 +27,6 @@ from manyeyes.heads import DiscriminatorConfig, GaussianConfig, MemoryBankConfig
 
 # Tensors here are tiny: more threads would only wait for each other, and one thread gives the same bits every time.
 torch.set_num_threads(1)
-threadpool_limits(1)
 HEIGHT, WIDTH = 56, 64
 FORKSERVER = multiprocessing.get_context("forkserver")
 # Imported once for all processes that tests start: torch and timm take seconds each.

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from manyeyes import maps
 from manyeyes.errors import ShapeError
-from manyeyes.maps import MapSpec, all_finite, check_maps, finest_grid, gram, neighbourhood_mean, pooled, to_grid
+from manyeyes.maps import MapSpec, all_finite, check_maps, finest_grid, neighbourhood_mean, pooled, to_grid, upper_gram
 
 SIDE = st.integers(1, 9)
 few = settings(max_examples=25, deadline=None)
@@ -95,10 +96,11 @@ def test_values_are_finite_whatever_their_sum_would_be_in_their_own_precision(dt
 
 
 @few
-@given(st.integers(0, 9), SIDE, st.booleans())
-def test_the_gram_matrix_is_the_product_in_any_layout(n: int, c: int, turned: bool) -> None:
+@given(st.integers(0, 9), SIDE, st.booleans(), st.integers(1, 4))
+def test_the_upper_triangle_is_that_of_the_product_in_any_layout(n: int, c: int, turned: bool, block: int) -> None:
     rows = some(c, n).T if turned else some(n, c)
-    found = gram(rows)
-    torch.testing.assert_close(found, torch.einsum("ni,nj->ij", rows, rows))
-    assert torch.equal(found, found.T)
-    assert gram(rows.float()).dtype == torch.float32
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(maps, "BLOCK", block)
+        found = upper_gram(rows)
+    torch.testing.assert_close(found.triu(), torch.einsum("ni,nj->ij", rows, rows).triu())
+    assert upper_gram(rows.half()).dtype == torch.float16

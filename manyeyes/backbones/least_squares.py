@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from manyeyes.errors import DataError
-from manyeyes.maps import gram
+from manyeyes.maps import upper_gram
 
 BLOCK = 4096
 """Rows that are multiplied at once."""
@@ -52,7 +52,7 @@ class LeastSquares:
             total += (weights[:, None] * values).sum(dim=0, dtype=torch.float64).cpu()
         root = weights.sqrt()[:, None]
         rows = root * rows
-        self.square += gram(rows).double().cpu()
+        self.square += upper_gram(rows).double().cpu()  # only the upper triangle counts
         self.product += (rows.T @ (root * wanted)).double().cpu()
 
     def only(self, outputs: slice) -> LeastSquares:
@@ -83,7 +83,7 @@ class LeastSquares:
         if not self.count:
             raise DataError("a layer cannot be fitted to no position at all; use more pictures, or more of them")
         mean, middle = (total / self.count for total in self.sums)
-        square = self.square - self.count * torch.outer(mean, mean)
+        square = self.square.triu() + self.square.triu(1).T - self.count * torch.outer(mean, mean)
         spread = float(square.diagonal().mean())
         if not spread > SMALLEST_SPREAD * float(self.square.diagonal().mean()):
             raise DataError("a layer cannot be fitted to pictures that all look the same everywhere")

@@ -15,7 +15,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from threadpoolctl import threadpool_limits
 
 from manyeyes.backbones import Eyes, TrainableTrunk, TrunkPool
 from manyeyes.data import Frame, ImageBatches, ImageSet, Sample
@@ -119,7 +118,6 @@ class Bench:
         self.settings, self.device, self.pool = settings, resolve_device(settings.device), TrunkPool()
         if settings.threads:
             torch.set_num_threads(settings.threads)
-            threadpool_limits(settings.threads)  # NumPy's, too
 
     def ensemble(self, config: EnsembleConfig) -> Ensemble:
         """Unfitted, its trunks shared with all ensembles of this process."""

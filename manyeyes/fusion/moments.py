@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import Tensor
 
 from manyeyes.errors import DataError
-from manyeyes.maps import Grid, MapSpec, gram, to_grid
+from manyeyes.maps import Grid, MapSpec, to_grid, upper_gram
 
 ROWS = 8192
 """Samples per matrix product: large enough that the product dominates, small enough that a chunk stays under 100 MB."""
@@ -38,7 +38,7 @@ class Moments:
         self.count = 0
         self._shift = torch.zeros(channels)
         self._sum = torch.zeros(channels, dtype=torch.float64)
-        # On an accelerator a product need not be symmetric to the last bit: only the upper triangle counts.
+        # Only the upper triangle counts.
         self._second = torch.zeros(channels, channels, dtype=torch.float64)
 
     def update(self, samples: Tensor) -> Self:
@@ -48,7 +48,7 @@ class Moments:
             if self.count == 0:
                 self._move(chunk)
             centred = chunk - self._shift
-            self._second += gram(centred)
+            self._second += upper_gram(centred)
             self._sum += centred.sum(dim=0, dtype=torch.float64)
             self.count += len(chunk)
         # A value that is not finite, or whose square is not, stays on the diagonal.
