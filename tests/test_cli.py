@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -161,6 +162,34 @@ def test_an_interrupt(manyeyes: Call, config: Path, parts: ImageSet, tmp_path: P
     assert code == 130
     assert "--resume goes on where a run stopped" in err
     assert "Traceback" not in err
+
+
+def test_too_little_memory_is_one_line(
+    config: Path, parts: ImageSet, tmp_path: Path, monkeypatch: Any, refused: Any
+) -> None:
+    def exhausted(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr("manyeyes.ensemble.train_run", exhausted)
+    said = refused("train", str(config), "--data", str(parts.root), "--out", str(tmp_path / "run"), "--device", "cpu")
+    assert "out of memory" in said
+    assert "take a smaller --batch-size" in said
+
+
+def test_labelled_pictures_need_no_training_split(
+    manyeyes: Call, config: Path, parts: ImageSet, tmp_path: Path, monkeypatch: Any
+) -> None:
+    given: list[Any] = []
+
+    def spied(*_: object, labelled: ImageSet, **__: object) -> EnsembleConfig:
+        given.append(labelled)
+        return EnsembleConfig  # type: ignore[return-value]
+
+    monkeypatch.setattr("manyeyes.ensemble.train_run", spied)
+    monkeypatch.setattr(EnsembleConfig, "notes", (), raising=False)
+    shutil.copytree(parts.root / "test", tmp_path / "known/test")
+    train(manyeyes, config, parts.root, tmp_path / "run", "--labelled", str(tmp_path / "known"))
+    assert [sample.label for sample in given[0].test] == [sample.label for sample in parts.test]
 
 
 def every_kind(folder: Path) -> dict[str, Path]:

@@ -24,6 +24,7 @@ from manyeyes.ensemble import Ensemble, FeatureStore, store, train_run
 from manyeyes.ensemble.reading import Embeddings
 from manyeyes.ensemble.store import StoredTaps
 from manyeyes.errors import DataError, ManyeyesError, RunError
+from manyeyes.files import write_text
 
 CPU = torch.device("cpu")
 FRAME = small_config().frame
@@ -178,6 +179,15 @@ def test_rows_of_different_pictures_are_refused(root: Path, tmp_path: Path) -> N
     os.utime(broken, ns=(status.st_atime_ns, status.st_mtime_ns))
     with pytest.raises(RunError, match="features of different pictures"):
         extract(tmp_path, samples_of(root), skip_bad=True)
+
+
+def test_names_that_are_no_utf_8_are_names(root: Path, tmp_path: Path) -> None:
+    strange = root / "train/good" / os.fsdecode(b"b\xfc.png")
+    shutil.copy(root / "train/good/001.png", strange)
+    _, kept, _ = extract(tmp_path, samples_of(root))
+    assert strange in [sample.path for sample in kept]
+    write_text(tmp_path / "list.txt", str(strange))
+    assert "b\\udcfc.png" in (tmp_path / "list.txt").read_text()
 
 
 def test_features_of_other_code_are_not_taken(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,6 +83,17 @@ def test_a_study_extracts_once_and_a_second_call_fits_nothing(
     assert forwards == [], "the trunks were timed before"
 
 
+def test_another_border_between_training_and_validation_is_another_cell(
+    parts: ImageSet, tmp_path: Path, reports: list[Study]
+) -> None:
+    """The same pictures in the same order, one of them on the other side."""
+    everything = (*parts.train, *parts.validation)
+    first, second = (replace(parts, train=everything[:at], validation=everything[at:]) for at in (6, 5))
+    cells = [study(tmp_path, each, configs=[SCORES]).cells[0] for each in (first, second)]
+    assert [cell.figures["train_images"] for cell in cells] == [6, 5]
+    assert cells[0].folder != cells[1].folder
+
+
 def test_cells_equal_a_training_and_an_evaluation_of_their_own(
     parts: ImageSet, tmp_path: Path, reports: list[Study]
 ) -> None:

@@ -68,6 +68,8 @@ def test_flags_of_the_file_and_of_the_command_line_add_up_and_do_not_multiply(st
         ("ensembles: [bundled]", r"study.yaml: sets: this field is required"),
         ("sets: [parts]\nensembles: []", r"study.yaml: ensembles: .*at least 1 item"),
         ("sets: [parts]\nensembles: [bundled]\nsets_: 1", r"sets_: unknown field"),
+        ("sets: [{path: parts, name: a/b}]\nensembles: [bundled]", r"sets.0.name: .*pattern"),
+        ("sets: [{path: parts, name: ..}]\nensembles: [bundled]", r"sets.0.name: .*pattern"),
         ("sets: [parts]\nensembles: [bundled]\nfolds: 1", r"folds: expected 0 or a number from 2 on, got 1"),
         ("sets: [parts]\nensembles: [bundled]\nseeds: [-1]", r"seeds.0: .*greater than or equal to 0"),
         ("sets: [{path: parts, layout: nope}]\nensembles: [bundled]", r"layout: unknown kind 'nope'; allowed: .*mvtec"),
