@@ -57,9 +57,9 @@ def source_digest(*parts: str) -> str:
     on, and changes where nothing that counts has changed.
     """
     root = Path(__file__).parent
-    sources = {
-        path for part in parts for path in ((root / part).rglob("*.py") if (root / part).is_dir() else [root / part])
-    }
+    sources: set[Path] = set()
+    for part in parts:
+        sources.update((root / part).rglob("*.py") if (root / part).is_dir() else [root / part])
     digest = hashlib.sha256()
     for path in sorted(sources):
         digest.update(f"{path.relative_to(root).as_posix()}\n".encode() + path.read_bytes())

@@ -106,6 +106,16 @@ def even_step(count: int, most: int, period: int) -> int:
     return step
 
 
+def spread_evenly(count: int, most: int) -> list[int]:
+    """At most ``most`` of ``count`` places, evenly spread.
+
+    >>> spread_evenly(10, 4), spread_evenly(3, 4)
+    ([0, 2, 5, 7], [0, 1, 2])
+    """
+    chosen = min(count, most)
+    return [index * count // chosen for index in range(chosen)]
+
+
 def upper_gram(rows: Tensor) -> Tensor:
     """The upper triangle of ``rows.T @ rows``, without gradient; below it stand zeros or what belongs there.
 

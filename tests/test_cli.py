@@ -181,9 +181,9 @@ def test_labelled_pictures_need_no_training_split(
 ) -> None:
     given: list[Any] = []
 
-    def spied(*_: object, labelled: ImageSet, **__: object) -> EnsembleConfig:
+    def spied(*_: object, labelled: ImageSet, **__: object) -> type[EnsembleConfig]:
         given.append(labelled)
-        return EnsembleConfig  # type: ignore[return-value]
+        return EnsembleConfig
 
     monkeypatch.setattr("manyeyes.ensemble.train_run", spied)
     monkeypatch.setattr(EnsembleConfig, "notes", (), raising=False)

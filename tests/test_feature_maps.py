@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +10,17 @@ from hypothesis import strategies as st
 
 from manyeyes import maps
 from manyeyes.errors import ShapeError
-from manyeyes.maps import MapSpec, all_finite, check_maps, finest_grid, neighbourhood_mean, pooled, to_grid, upper_gram
+from manyeyes.maps import (
+    MapSpec,
+    all_finite,
+    check_maps,
+    finest_grid,
+    neighbourhood_mean,
+    pooled,
+    spread_evenly,
+    to_grid,
+    upper_gram,
+)
 
 SIDE = st.integers(1, 9)
 few = settings(max_examples=25, deadline=None)
@@ -104,3 +115,13 @@ def test_the_upper_triangle_is_that_of_the_product_in_any_layout(n: int, c: int,
         found = upper_gram(rows)
     torch.testing.assert_close(found.triu(), torch.einsum("ni,nj->ij", rows, rows).triu())
     assert upper_gram(rows.half()).dtype == torch.float16
+
+
+@few
+@given(st.integers(0, 40), st.integers(1, 50))
+def test_places_are_spread_evenly(count: int, most: int) -> None:
+    found = spread_evenly(count, most)
+    assert len(found) == len(set(found)) == min(count, most)
+    assert found == sorted(found)
+    assert all(0 <= place < count for place in found)
+    assert max(np.diff(found), default=0) - min(np.diff(found), default=0) <= 1

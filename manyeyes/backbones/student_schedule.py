@@ -22,7 +22,9 @@ class Schedule(Config):
     steps: int = Field(70_000, ge=1, description="optimiser steps")
     images: int = Field(1, ge=1, description="pictures per step")
     crop: int | None = Field(
-        None, ge=RECEPTIVE_FIELD + STRIDE, description="side in px of what the teacher says of a picture; null: all"
+        None,
+        ge=RECEPTIVE_FIELD + STRIDE,
+        description="side in px of what teacher and student see; null: the whole",
     )
     learning_rate: float = Field(1e-4, gt=0, description="Adam's rate, a tenth of it for the last 5 % of the steps")
     weight_decay: float = Field(1e-5, ge=0, description="of all that learns in the steps")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -37,7 +37,7 @@ from manyeyes.backbones.student_schedule import PAPER, TrainingConfig
 from manyeyes.checkpoint import drawn_at, load_checkpoint, save_checkpoint
 from manyeyes.device import training_precision
 from manyeyes.errors import DataError
-from manyeyes.maps import Grid
+from manyeyes.maps import Grid, spread_evenly
 from manyeyes.progress import Progress
 
 STEP = 21
@@ -95,30 +95,45 @@ class StudentTraining:
         if found is None:
             self._standardise(pictures)
         begun = found[0] if found else 0
-        left = self.schedule.steps - begun
-        advance = progress.step("training EfficientAD") if left else None
-        saved = time.monotonic()
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []), torch.enable_grad():
-            for step in range(begun, self.schedule.steps):
-                self._step(step, optimiser, pictures, natural)
-                if advance is not None:
-                    advance(step + 1, self.schedule.steps)
-                if step == begun:  # the first step takes longer than any other
-                    started = time.monotonic()
-                if step == begun + TIMED_STEPS:
-                    progress.say(self._expected(left, (time.monotonic() - started) / TIMED_STEPS))
-                if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
-                    save_checkpoint(checkpoint, step + 1, identity, self.networks, optimiser)
-                    saved = time.monotonic()
+
+        def save(step: int) -> None:
+            if checkpoint is not None:
+                save_checkpoint(checkpoint, step, identity, self.networks, optimiser)
+
+        if begun < self.schedule.steps:
+            self._learn(begun, optimiser, pictures, natural, save, progress)
         if self.schedule.fit is not None:
-            if checkpoint is not None and left:
-                save_checkpoint(checkpoint, self.schedule.steps, identity, self.networks, optimiser)
             self._fit(self.schedule.fit, pictures, natural, progress)
         return {
             f"{name}.{key}": value.detach().clone().contiguous()
             for name, network in self.networks.items()
             for key, value in network.state_dict().items()
         }
+
+    def _learn(
+        self,
+        begun: int,
+        optimiser: torch.optim.Optimizer,
+        pictures: KeptPictures,
+        natural: KeptPictures,
+        save: Callable[[int], None],
+        progress: Progress,
+    ) -> None:
+        """The steps that are left; ``save`` is called once a minute, and before a fit, with how many are done."""
+        steps, advance, saved = self.schedule.steps, progress.step("training EfficientAD"), time.monotonic()
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []), torch.enable_grad():
+            for step in range(begun, steps):
+                self._step(step, optimiser, pictures, natural)
+                advance(step + 1, steps)
+                if step == begun:  # the first step takes longer than any other
+                    started = time.monotonic()
+                if step == begun + TIMED_STEPS:
+                    progress.say(self._expected(steps - begun, (time.monotonic() - started) / TIMED_STEPS))
+                if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                    save(step + 1)
+                    saved = time.monotonic()
+        if self.schedule.fit is not None:
+            save(steps)
 
     def _expected(self, left: int, seconds: float) -> str:
         """What a user is told at the start; ``seconds`` are those of one step."""
@@ -216,9 +231,8 @@ class StudentTraining:
 
     def _spread(self, pictures: KeptPictures, most: int | None) -> Iterator[Tensor]:
         """Pictures, evenly spread over all, one by one. Shapes: (1, 3, H, W) in [0, 1]."""
-        count = min(most or len(pictures), len(pictures))
-        for index in range(count):
-            yield pictures[torch.tensor([index * len(pictures) // count])].to(self.device)
+        for place in spread_evenly(len(pictures), most or len(pictures)):
+            yield pictures[torch.tensor([place])].to(self.device)
 
     @torch.no_grad()
     def _standardise(self, pictures: KeptPictures) -> None:

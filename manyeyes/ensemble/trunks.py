@@ -18,6 +18,7 @@ from manyeyes.ensemble.reading import require_difference
 from manyeyes.ensemble.store import samples_fingerprint
 from manyeyes.errors import RunError
 from manyeyes.files import make_folder, writing
+from manyeyes.maps import spread_evenly
 from manyeyes.progress import Progress
 
 BATCH = 8
@@ -70,8 +71,7 @@ def train_trunks(
 def _pictures_in(frame: Frame) -> PicturesIn:
     def pictures_in(folder: str, most: int) -> Pictures:
         found = paths_to_samples([folder])
-        count = min(most, len(found))
-        spread = [found[index * len(found) // count] for index in range(count)]
+        spread = [found[place] for place in spread_evenly(len(found), most)]
         return Pictures(spread, _whole(frame), skip_bad=True)
 
     return pictures_in

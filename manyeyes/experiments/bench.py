@@ -119,6 +119,12 @@ class Bench:
         if settings.threads:
             torch.set_num_threads(settings.threads)
 
+    @property
+    def arithmetic(self) -> str:
+        """What trunks compute in here; part of what names cells and times."""
+        with trunk_precision(self.device, self.settings.precision):
+            return arithmetic(self.device)
+
     def ensemble(self, config: EnsembleConfig) -> Ensemble:
         """Unfitted, its trunks shared with all ensembles of this process."""
         return Ensemble(config, self.pool)
@@ -152,8 +158,7 @@ class Bench:
     def _timing(self, eyes: Eyes, trunk: str) -> Path:
         """Where the time of a trunk is kept that is run up to the stages of ``eyes``, by this code on this device."""
         settings = self.settings
-        with trunk_precision(self.device, settings.precision):
-            facts = [eyes.stages[trunk], arithmetic(self.device), settings.batch_size, settings.threads, code_digest()]
+        facts = [eyes.stages[trunk], self.arithmetic, settings.batch_size, settings.threads, code_digest()]
         key = hashlib.sha256(str(facts).encode()).hexdigest()[:12]
         return settings.folder / "timings" / f"{trunk}-{key}.json"
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from manyeyes.data import ImageSet, Sample
 from manyeyes.data import folds as folds_of
-from manyeyes.device import arithmetic, trunk_precision
 from manyeyes.ensemble import Ensemble, EnsembleConfig
 from manyeyes.ensemble.store import samples_fingerprint
 from manyeyes.ensemble.training import require_labels, split
@@ -82,8 +81,7 @@ class Keys:
 
     def __init__(self, image_set: ImageSet, bench: Bench) -> None:
         self.image_set, self.settings = image_set, bench.settings
-        with trunk_precision(bench.device, bench.settings.precision):
-            self.arithmetic = arithmetic(bench.device)
+        self.arithmetic = bench.arithmetic
         self.truth = _truth(image_set.test)
 
     def cell(self, config: EnsembleConfig, ensemble: Ensemble, fold: tuple[int, int] | None) -> Cell:

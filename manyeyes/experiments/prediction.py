@@ -75,8 +75,9 @@ def predict_paths(
             with suppress(ManyeyesError):  # the first error says more
                 write_json(folder / VERDICTS, verdicts())
         raise
-    write_json(folder / VERDICTS, verdicts())
-    return verdicts()
+    found = verdicts()
+    write_json(folder / VERDICTS, found)
+    return found
 
 
 def _without_own(samples: Sequence[Sample], out: Path) -> tuple[Sample, ...]:

@@ -33,12 +33,13 @@ from torch import Tensor
 from manyeyes.config import Config
 from manyeyes.errors import DataError
 from manyeyes.fitted import Fitted
+from manyeyes.heads.thinned import Thinned
 from manyeyes.maps import Grid, even_step, to_grid
 
 SAMPLE = 256
 """Positions per picture and map from which the quantiles are taken, evenly spread."""
-MOST = 1 << 16
-"""Positions of all pictures that are held for each map, and up to twice as many."""
+MOST = 1 << 17
+"""Positions of all pictures that are held for each map at most."""
 ENOUGH = 20
 """Windows of normal pictures that must reach a count before their share is taken for its probability."""
 TINY = 1e-300
@@ -109,9 +110,9 @@ class AContrario(Fitted):
 
         Raises: DataError if there is no picture.
         """
-        samples: list[_Thinned] = []
+        samples: list[Thinned] = []
         for batch in maps:
-            samples = samples or [_Thinned() for _ in batch]
+            samples = samples or [Thinned(MOST) for _ in batch]
             for kept, value in zip(samples, batch, strict=True):
                 kept.add(_sample(value))
         if not samples:
@@ -295,26 +296,6 @@ def _sample(values: Tensor) -> Tensor:
     step = even_step(rows.shape[1], SAMPLE, values.shape[3])
     # A copy: of a single picture, a view would keep the whole map.
     return rearrange(rows[:, ::step], "b n c -> (b n) c").float().clone()
-
-
-class _Thinned:
-    """Rows of a stream: all of them, or every second, fourth ... so that at most twice `MOST` are held."""
-
-    def __init__(self) -> None:
-        self.parts: list[Tensor] = []
-        self.every, self.seen, self.held = 1, 0, 0
-
-    def add(self, rows: Tensor) -> None:
-        """Shapes: (n, c)."""
-        part = rows[-self.seen % self.every :: self.every]
-        self.seen, self.held = self.seen + len(rows), self.held + len(part)
-        self.parts.append(part)
-        while self.held > 2 * MOST:
-            self.parts, self.every = [self.all()[::2].clone()], 2 * self.every
-            self.held = len(self.parts[0])
-
-    def all(self) -> Tensor:
-        return torch.cat(self.parts)
 
 
 def _quantile(rows: Tensor, level: float) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor
 from manyeyes.config import Config
 from manyeyes.errors import DataError, ShapeError
 from manyeyes.heads.contract import Pyramid, PyramidHead, unseen
+from manyeyes.heads.thinned import Thinned
 from manyeyes.maps import MapSpec, check_maps
 from manyeyes.progress import Advance
 
@@ -113,19 +114,13 @@ def thinned(batches: Iterable[Tensor]) -> Tensor:
 
     Shapes: (b, c, h, w) each -> (n,). Raises: DataError if there is none.
     """
-    parts: list[Tensor] = []
-    every, seen, held = 1, 0, 0
+    kept = Thinned(MOST)
     shuffling = torch.Generator().manual_seed(0)
     for batch in batches:
         maps = batch.float().flatten(1)
         # Each map in an order of its own, or every 64th value would be the left border of every row.
         orders = [torch.randperm(maps.shape[1], generator=shuffling) for _ in maps]
-        values = maps.gather(1, torch.stack(orders).to(maps.device)).flatten()
-        parts.append(values[-seen % every :: every])
-        seen, held = seen + len(values), held + len(parts[-1])
-        while held > MOST:
-            parts, every = [torch.cat(parts)[::2]], 2 * every
-            held = len(parts[0])
-    if not held:
+        kept.add(maps.gather(1, torch.stack(orders).to(maps.device)).flatten())
+    if not kept.held:
         raise DataError("head efficientad: expected maps of at least one good image, got none")
-    return torch.cat(parts)
+    return kept.all()

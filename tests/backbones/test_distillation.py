@@ -73,7 +73,7 @@ def error(network: nn.Module, pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
 def test_improving_takes_away_what_is_wrong() -> None:
     whole, spoilt = tiny(), tiny()
     with torch.no_grad():
-        spoilt[-1].weight.add_(0.3)  # type: ignore[union-attr, operator]
+        spoilt[-1].weight.add_(0.3)
     pairs = batches(whole, 0.0)
     before = error(spoilt, pairs)
     gone = improve_last(spoilt, pairs, share=1.0, seed=0)
@@ -94,7 +94,7 @@ def test_improving_never_makes_the_judges_pictures_worse(noise: float, seed: int
 
 def test_nothing_is_improved_on_one_picture() -> None:
     network = tiny()
-    before = network[-1].weight.clone()  # type: ignore[union-attr, operator]
+    before = network[-1].weight.clone()
     assert improve_last(network, batches(tiny(3), 0.0, count=1), share=1.0, seed=0) == 0
     assert torch.equal(network[-1].weight, before)
 

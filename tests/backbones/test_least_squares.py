@@ -52,7 +52,7 @@ def test_least_squares_is_ridge_regression_on_centred_data(
     monkeypatch.setattr(least_squares, "BLOCK", block)
     x, y, w = rows()
     system = LeastSquares(6, 2)
-    for part in torch.arange(50).split(17):  # type: ignore[no-untyped-call]
+    for part in torch.arange(50).split(17):
         system.see(x[part], y[part], w[part] if weighted else None)
     matches(system, (x, y, w if weighted else torch.ones(50)), ridge)
 

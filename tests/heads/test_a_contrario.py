@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from manyeyes.errors import ConfigError, DataError, NotFittedError
-from manyeyes.heads import AContrario, AContrarioConfig, a_contrario
+from manyeyes.heads import AContrario, AContrarioConfig
 from manyeyes.heads.a_contrario import (
     Windows,
     _sample,
@@ -23,6 +23,7 @@ from manyeyes.heads.a_contrario import (
     trimmed,
     window_counts,
 )
+from manyeyes.heads.thinned import Thinned
 
 WIDE = ((96, 8, 8), (64, 16, 16), (48, 32, 32))
 FLOW = ((24, 8, 8), (16, 16, 16), (12, 32, 32))
@@ -204,10 +205,9 @@ def test_even_windows_are_refused() -> None:
         AContrarioConfig.parse({"windows": [3, 4]})
 
 
-def test_rows_of_a_long_stream_are_thinned_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(a_contrario, "MOST", 50)
+def test_rows_of_a_long_stream_are_thinned_evenly() -> None:
     stream = torch.arange(1000.0).view(-1, 1)
-    kept = a_contrario._Thinned()
+    kept = Thinned(100)
     for part in torch.split(stream, [7, 93, 300, 1, 599]):
         kept.add(part)
     assert 50 <= len(kept.all()) <= 100
@@ -215,5 +215,5 @@ def test_rows_of_a_long_stream_are_thinned_evenly(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_sample_of_a_single_picture_does_not_keep_its_map() -> None:
-    sample = a_contrario._sample(torch.rand(1, 8, 64, 64))
+    sample = _sample(torch.rand(1, 8, 64, 64))
     assert sample.untyped_storage().nbytes() == sample.nbytes

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import compress
+from operator import not_
 from pathlib import Path
 
 from manyeyes.config import Config
@@ -71,15 +73,18 @@ class Inventory:
 
         Subfolders with pictures are noted: nothing says what they hold.
         """
-        pictures = self.pictures(folder)
-        for inner in self.folders(folder):
+        if folder is None:
+            return [], []
+        pictures, others, inside = listed(folder)
+        self._others += others
+        for inner in inside:
             if count := len(listed(inner)[0]):
                 self.notes.append(
                     f"left out {count} picture{'s' * (count > 1)} in {inner}: a subfolder of a folder of parts"
                 )
         stems = {path.stem for path in pictures}
-        beside = [path for path in pictures if masked(path.stem) in stems]
-        return [path for path in pictures if path not in beside], beside
+        beside = [masked(path.stem) in stems for path in pictures]
+        return list(compress(pictures, map(not_, beside))), list(compress(pictures, beside))
 
     def good(self, folder: Path | None) -> Samples:
         pictures, masks = self.parts(folder)
@@ -134,8 +139,13 @@ class Inventory:
             notes.append("no masks: figures at image level only")
         elif bare:
             notes.append(f"{len(bare)} of {len(defective)} defective pictures have no mask: {names(bare)}")
-        name = name or (self.root.name if self.root.name != ".." else "") or self.root.resolve().name
+        name = name or named(self.root).name
         return ImageSet(name, self.root, layout, train, validation, test, tuple(notes))
+
+
+def named(root: Path) -> Path:
+    """``root``, resolved where its last part is no name: a link keeps its own."""
+    return root if root.name not in ("", "..") else root.resolve()
 
 
 def masked(stem: str) -> str | None:

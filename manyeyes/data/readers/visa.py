@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import Field
 
 from manyeyes.data.listing import below, listed, names
-from manyeyes.data.readers.layout import Inventory, Layout
+from manyeyes.data.readers.layout import Inventory, Layout, named
 from manyeyes.data.readers.split_folders import read_split
 from manyeyes.data.sample import ImageSet, Region, Sample
 from manyeyes.errors import DataError
@@ -31,8 +31,7 @@ class Visa(Layout):
 
     def _find(self, inventory: Inventory, seed: int) -> ImageSet:
         root = inventory.root
-        # A link's own place may be that of the object; "." has neither name nor parent.
-        folder: Path | None = root if root.name not in ("", "..") else root.resolve()
+        folder: Path | None = named(root)
         if self.category is not None and root.name.casefold() != self.category.casefold():
             folder = below(root, self.category)
         if folder is None or not is_object(folder):

@@ -100,12 +100,12 @@ def _difference(contests: Sequence[Contest], name: str, baseline: str) -> Differ
     mean = statistics.fmean(gaps)
     variances = [contest.variance(name, baseline) for contest in contests]
     error = _error(variances)
-    law = student(_freedom(variances, [contest.freedom(name, baseline) for contest in contests]))
-    half = None if error is None else float(law.ppf((1 + LEVEL) / 2)) * error
-    if error is None or half is None:
+    if error is None:
         return Difference(mean, None)
     if error < 1e-9:
         return Difference(mean, (mean, mean), 1.0 if mean == 0 else None)
+    law = student(_freedom(variances, [contest.freedom(name, baseline) for contest in contests]))
+    half = float(law.ppf((1 + LEVEL) / 2)) * error
     return Difference(mean, (mean - half, mean + half), float(2 * law.sf(abs(mean) / error)))
 
 
