@@ -22,7 +22,7 @@ from manyeyes.backbones.stages import PatchCoreConfig, TimmConfig
 from manyeyes.backbones.student_schedule import Schedule, TrainingConfig
 from manyeyes.backbones.trunk import TimmTrunkConfig
 from manyeyes.backbones.uflow import ScalesConfig, UFlowConfig, uflow_cait, uflow_pyramid
-from manyeyes.backbones.weights import find_weights, weights_hash
+from manyeyes.backbones.weights import find_weights
 
 ExtractorConfig = Annotated[
     TimmConfig | PatchCoreConfig | UFlowConfig | EfficientAdConfig,
@@ -54,5 +54,4 @@ __all__ = [
     "find_weights",
     "uflow_cait",
     "uflow_pyramid",
-    "weights_hash",
 ]

@@ -39,7 +39,8 @@ class Trunk(nn.Module, ABC):
     ``key`` is the fingerprint of its config and the head of ``weights_digest``: equal keys share one module and its
     stored features, and other weights under an old name never meet the old features.
     ``weights_source`` says in words where the weights came from; ``weights_digest`` is 16 hexadecimal digits of the
-    SHA-256 of their file, or of the tensors themselves where there is no file. A run records both and checks them.
+    SHA-256 of the tensors themselves, whatever file or download they came from. A run records both and checks the
+    digest.
     """
 
     key: str

