@@ -18,7 +18,7 @@ from manyeyes.data.readers import (
     layout_of,
     read_image_set,
 )
-from manyeyes.data.readers.layout import is_good
+from manyeyes.data.readers.layout import is_good, stem_of_masked
 from manyeyes.data.regions import ground_truth_mask, region_masks
 from manyeyes.data.sample import ImageSet, Region, Sample
 from manyeyes.data.splits import folds, hold_out
@@ -53,4 +53,5 @@ __all__ = [
     "read_mask",
     "read_mask_values",
     "region_masks",
+    "stem_of_masked",
 ]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from filelock import FileLock
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from manyeyes.backbones import TrainableTrunk
@@ -39,33 +40,41 @@ class Pictures:
 
 def train_trunks(
     ensemble: Ensemble, train: Sequence[Sample], frame: Frame, folder: Path, skip_bad: bool, progress: Progress
-) -> None:
+) -> float:
     """Train what has to be trained on ``train``, or take what an equal training has left in ``folder``.
 
     A killed training goes on where it stopped; a second process that needs the same one waits for it.
+    Returns: seconds of training, here or where it was done; of a killed one, those since it was taken up again.
     Raises: as `TrainableTrunk.fit`; DataError if all pictures are equal; RunError if a kept training is broken.
     """
     waiting = [trunk for trunk in ensemble.trainable if not trunk.is_fitted]
     if not waiting:
-        return
+        return 0.0
     make_folder(folder)
     pictures = samples_fingerprint(train, frame, skip_bad)
-    seed = ensemble.config.seed
+    seed, seconds = ensemble.config.seed, 0.0
     for trunk in waiting:
         identity = trunk.identity(seed, "|".join([pictures, *further_pictures(trunk, frame)]))
         path = folder / f"{identity}.safetensors"
         with FileLock(path.with_suffix(".lock")):
             if path.exists():
-                trunk.restore(_load(path), identity)
+                learned, spent = _load(path)
+                trunk.restore(learned, identity)
+                seconds += spent
                 continue
+            start = time.perf_counter()
             checkpoint = path.with_suffix(".checkpoint")
             images = Pictures(train, frame, skip_bad)
             require_difference({"picture": batch} for batch in images)
             trunk.fit(images, identity, seed, _pictures_in(frame), checkpoint, progress)
+            spent = time.perf_counter() - start
             with writing(path) as temporary:
-                save_file({key: value.cpu() for key, value in trunk.learned().items()}, str(temporary))
+                learned = {key: value.cpu() for key, value in trunk.learned().items()}
+                save_file(learned, str(temporary), metadata={"seconds": f"{spent:.3f}"})
+            seconds += spent
             checkpoint.unlink(missing_ok=True)
     ensemble.look_again()
+    return seconds
 
 
 def _pictures_in(frame: Frame) -> PicturesIn:
@@ -87,9 +96,11 @@ def _whole(frame: Frame) -> Frame:
     return Frame(size=frame.size)
 
 
-def _load(path: Path) -> dict[str, Tensor]:
+def _load(path: Path) -> tuple[dict[str, Tensor], float]:
     try:
-        return load_file(str(path))
+        with safe_open(str(path), framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no dict
+            return tensors, float((file.metadata() or {}).get("seconds", 0.0))
     except (SafetensorError, OSError) as error:
         raise RunError(f"{path}: is no whole training ({error}); delete it and train again") from None
 

@@ -29,18 +29,21 @@ from manyeyes.files import make_folder, writing
 class SharedFits:
     """The fits of one ensemble, shared with all others in ``folder``: a `manyeyes.ensemble.memory.Memory`.
 
-    ``recalled`` is the number of seconds that the parts which were not fitted here took to fit when they were.
+    ``recalled`` is the number of seconds that the parts which were not fitted here took to fit when they were;
+    ``waited`` those that were spent waiting for others who fitted them.
     """
 
     def __init__(self, folder: Path, config: EnsembleConfig, device: torch.device) -> None:
         self.folder, self.config, self.device = make_folder(folder), config, device
-        self.recalled = 0.0
+        self.recalled = self.waited = 0.0
 
     def __call__(
         self, branch: Branch, taps: TapSource, part: Config, module: nn.Module, fit: Callable[[], object]
     ) -> None:
         path = self.folder / f"{part.model_dump()['kind']}-{self.key(branch, taps, part)}.safetensors"
+        begun = time.perf_counter()
         with FileLock(path.with_suffix(".lock")):  # whoever needs the same part waits for it, and takes over if we die
+            self.waited += time.perf_counter() - begun
             if path.exists():
                 self.recalled += self._load(path, module)
                 return

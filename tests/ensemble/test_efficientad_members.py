@@ -213,6 +213,19 @@ def test_a_kept_training_that_is_broken_is_named(
         train_trunks(again, parts.train, frame, tmp_path, False, Silent())
 
 
+def test_a_training_that_is_found_costs_what_it_cost(
+    untrained: tuple[Ensemble, Frame], parts: ImageSet, tmp_path: Path
+) -> None:
+    """So that an ensemble of a study does not look cheap because another one came first."""
+    ensemble, frame = untrained
+    again, seconds = Ensemble(ensemble.config), []
+    for each in (ensemble, again):
+        seconds.append(train_trunks(each, parts.train, frame, tmp_path, False, Silent()))
+    assert seconds[0] > 0
+    assert seconds[1] == pytest.approx(seconds[0], abs=1e-3)
+    assert train_trunks(again, parts.train, frame, tmp_path, False, Silent()) == 0, "nothing was left to train"
+
+
 def test_one_training_picture_beside_one_for_the_threshold(tmp_path: Path) -> None:
     root = draw_parts(tmp_path / "parts", train=2, good=1, defective=1)
     config = small("efficientad", small_trunk())

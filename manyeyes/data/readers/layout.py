@@ -83,7 +83,7 @@ class Inventory:
                     f"left out {count} picture{'s' * (count > 1)} in {inner}: a subfolder of a folder of parts"
                 )
         stems = {path.stem for path in pictures}
-        beside = [masked(path.stem) in stems for path in pictures]
+        beside = [stem_of_masked(path.stem) in stems for path in pictures]
         return list(compress(pictures, map(not_, beside))), list(compress(pictures, beside))
 
     def good(self, folder: Path | None) -> Samples:
@@ -148,7 +148,7 @@ def named(root: Path) -> Path:
     return root if root.name not in ("", "..") else root.resolve()
 
 
-def masked(stem: str) -> str | None:
+def stem_of_masked(stem: str) -> str | None:
     """The stem of the picture that a file called ``<stem>_mask`` is the mask of."""
     return stem[: -len("_mask")] if stem.lower().endswith("_mask") else None
 
@@ -169,7 +169,7 @@ def pair_masks(pictures: Sequence[Path], masks: Sequence[Path], where: Path | No
         stem = mask.stem
         # A picture may itself be called something_mask.
         if stem not in stems:
-            stem = masked(stem) or stem
+            stem = stem_of_masked(stem) or stem
         if stem not in stems and len(alike) == len(stems):
             stem = alike.get(stem.casefold(), stem)
         if stem not in stems:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from manyeyes.data import Region, Sample, is_good, read_mask_values, region_masks
+from manyeyes.data import Region, Sample, is_good, read_mask_values, region_masks, stem_of_masked
 from manyeyes.errors import DataError
 
 LOCO_GROUPS = ("logical_anomalies", "structural_anomalies")
@@ -44,7 +44,7 @@ def find_samples(root: Path) -> tuple[Sample, ...]:
             regions = tuple(_whole(path, saturations, root) for path in _visible(entry, "*.png"))
             name = entry.name
         elif entry.suffix.lower() in PICTURES:
-            regions, name = (Region(entry),), entry.stem.removesuffix("_mask")
+            regions, name = (Region(entry),), stem_of_masked(entry.stem) or entry.stem
         else:
             continue
         known = found.get((defect, name))

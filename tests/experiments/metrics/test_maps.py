@@ -163,7 +163,7 @@ def test_mvtec_layout_takes_components_and_has_no_spro(tmp_path):
     maps, regions, good = [], [], []
     for i in range(3):
         mask = block(2 + i, 3, 5, 6) | block(14, 20, 4, 4)
-        write_mask(tmp_path / "data" / "ground_truth" / "cut" / f"{i:03d}_mask.png", mask)
+        write_mask(tmp_path / "data" / "ground_truth" / "cut" / f"{i:03d}_{'Mask' if i == 2 else 'mask'}.png", mask)
         maps.append((rng.normal(size=SIZE) + mask).astype(np.float32))
         regions.append(slow_reference.components(mask))
         write_tiff(tmp_path / "maps" / "test" / "cut" / f"{i:03d}.tiff", maps[-1])
