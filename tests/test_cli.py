@@ -418,6 +418,11 @@ def test_distilling_a_teacher(manyeyes: Call, tmp_path: Path, refused: Callable[
     teacher = PdnTrunkConfig(size="medium", weights=str(out), image_size=40).build()
     assert teacher(torch.rand(1, 3, 40, 40), ["teacher"])["teacher"].isfinite().all()
 
+    plain = out.with_name("plain.safetensors")
+    code, _, err = manyeyes(*words, "--set", "norms=false", "--set", "refit=0", "--out", plain)
+    assert code == 0, err
+    assert PdnTrunkConfig(size="medium", weights=str(plain), image_size=40).build().weights_source == str(plain)
+
     words = words[:7]
     assert "expected a name that ends in .safetensors" in refused(*words, "--out", tmp_path / "teacher.pth")
     assert "--stages 'two': expected whole numbers" in refused(*words, "--out", out, "--stages", "two")

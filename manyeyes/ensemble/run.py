@@ -74,7 +74,7 @@ def save_run(
         for key, value in ensemble.state_dict().items()
         if not key.startswith("eyes.")
     }
-    tensors |= {key: value.cpu() for key, value in learned_tensors(ensemble.trainable).items()}
+    tensors |= {key: value.cpu().contiguous() for key, value in learned_tensors(ensemble.trainable).items()}
     config = json.dumps(ensemble.config.model_dump(mode="json"))
     header = {"format": FORMAT, "config": config, "details": json.dumps(details, allow_nan=False)}
     with writing(folder / STATE) as temporary:

@@ -69,7 +69,7 @@ def train_trunks(
             trunk.fit(images, identity, seed, _pictures_in(frame), checkpoint, progress)
             spent = time.perf_counter() - start
             with writing(path) as temporary:
-                learned = {key: value.cpu() for key, value in trunk.learned().items()}
+                learned = {key: value.cpu().contiguous() for key, value in trunk.learned().items()}
                 save_file(learned, str(temporary), metadata={"seconds": f"{spent:.3f}"})
             seconds += spent
             checkpoint.unlink(missing_ok=True)

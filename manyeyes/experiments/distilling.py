@@ -106,7 +106,9 @@ def distil_folder(
     }
     header = {key: value if isinstance(value, str) else json.dumps(value) for key, value in figures.items()}
     with writing(out) as temporary:
-        save_file({key: value.half() for key, value in found.network.state_dict().items()}, str(temporary), header)
+        # Kernels may lie with channels last, which safetensors refuses.
+        tensors = {key: value.half().contiguous() for key, value in found.network.state_dict().items()}
+        save_file(tensors, str(temporary), header)
     write_json(out.with_suffix(".json"), figures)
     checkpoint.unlink(missing_ok=True)
     return found
