@@ -29,7 +29,7 @@ from manyeyes.backbones.student_fit import StudentFit
 from manyeyes.backbones.student_schedule import Schedule, TrainingConfig
 from manyeyes.data import ImageBatches, ImageSet, read_image_set
 from manyeyes.device import resolve_device
-from manyeyes.ensemble import EnsembleConfig, Extraction, FeatureStore, MemberConfig, fit_ensemble
+from manyeyes.ensemble import EnsembleConfig, Extraction, FeatureStore, MemberConfig, fit_ensemble, with_choice
 from manyeyes.ensemble.presets import efficientad_member, eye, pooled_student_member, score_level
 from manyeyes.ensemble.presets import puad as puad_of
 from manyeyes.experiments.compare import run_study
@@ -151,7 +151,7 @@ def puad(arguments: argparse.Namespace) -> list[str]:
 
 
 def members(arguments: argparse.Namespace) -> list[str]:
-    """Image AUROC of the default ensembles without and with members of EfficientAD."""
+    """Image AUROC of the default ensembles without and with members of EfficientAD; also with the fusion chosen."""
     trunk = trunk_of(arguments)
     sets = read(arguments)
     lines = heading(sets)
@@ -159,6 +159,8 @@ def members(arguments: argparse.Namespace) -> list[str]:
         if base.name not in arguments.bases:
             continue
         framed = [c.model_copy(update={"frame": c.frame.sized(canvas)}) for c in variants(base, trunk)]
+        if arguments.choose:
+            framed += [with_choice(config, f"{config.name}-auto") for config in (framed[0], framed[-1])]
         study = studied(framed, sets, arguments.out / base.name, arguments)
         without = [statistics.fmean(image_auroc(study.of(base.name, s.name))) for s in sets]
         for config in framed:
@@ -258,6 +260,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--bases", nargs="+", default=["three", "bundled"], choices=["three", "bundled"])
+    parser.add_argument("--choose", action="store_true", help="members: the first and the last with fusion auto, too")
     parser.add_argument("--teachers", nargs="+", default=["bundled", "random"], help="bundled, random or NAME=FILE")
     parser.add_argument("--penalty", type=Path, help="folder of natural pictures")
     parser.add_argument("--teacher", default="bundled", help="bundled, random, or a file")
