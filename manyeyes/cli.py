@@ -240,7 +240,7 @@ def compare(
             skip_bad=skip_bad,
             repetitions=declared.repetitions,
             baseline=declared.baseline,
-            engine=engine_of(jobs, ray, device.startswith("cuda")),
+            engine=engine_of(jobs, ray),
             progress=progress,
         )
     _print_study(study)

@@ -16,16 +16,25 @@ Precision = Literal["auto", "float32", "float16", "bfloat16"]
 def resolve_device(name: str = "auto") -> torch.device:
     """``auto`` is the first CUDA device, else the CPU.
 
+    On CUDA, convolutions in float32 are float32 from then on: PyTorch's own default lets cuDNN round their inputs to
+    TF32, no finer than float16, which a flow's permutations or an explicit ``float32`` do not bear.
     Raises: ConfigError for an unknown name or a device that this machine does not have.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+        return _exact(torch.device(name))
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).cpu()  # the copy back fails on devices that compute nothing, such as meta
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0][:120]
         raise ConfigError(f"device {name!r}: not usable here ({reason}); use auto, cpu or cuda:0") from None
+    return _exact(device)
+
+
+def _exact(device: torch.device) -> torch.device:
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
     return device
 
 
@@ -58,9 +67,11 @@ def arithmetic(device: torch.device) -> str:
 def training_precision(device: torch.device) -> AbstractContextManager[object]:
     """Autocast to bfloat16 for the networks that learn, where the hardware multiplies it faster; weights stay float32.
 
-    On a CPU with bfloat16 instructions a step of a patch description network takes half the time.
+    On a CPU with bfloat16 instructions a step of a patch description network takes half the time. GPUs have them from
+    compute capability 8.0 on; older ones emulate them.
     """
-    if device.type == "cuda" or (device.type == "cpu" and multiplies_bfloat16()):
+    on_gpu = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
+    if on_gpu or (device.type == "cpu" and multiplies_bfloat16()):
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext()
 

@@ -104,7 +104,8 @@ class TrainableTrunk(Trunk):
         """Learn from a re-iterable of (b, 3, H, W) batches in [0, 1] of good pictures, on this trunk's device.
 
         ``checkpoint`` is a file that the training writes now and then; a killed one of the same ``identity`` goes on
-        from it and ends with the same tensors. Raises: DataError without pictures or if the loss is not finite.
+        from it and ends with the same tensors, on a GPU to rounding.
+        Raises: DataError without pictures or if the loss is not finite.
         """
 
     @abstractmethod

@@ -199,7 +199,8 @@ def train_run(
     labelled: ImageSet | None = None,
     progress: Progress | None = None,
 ) -> Ensemble:
-    """Train into a run folder. After a kill, the same call with ``resume`` goes on and ends with the same scores.
+    """Train into a run folder. After a kill, the same call with ``resume`` goes on and ends with the same scores, on a
+    GPU to rounding.
 
     Raises: RunError if the folder already holds a run, belongs to another config or is being written.
     """

@@ -56,7 +56,7 @@ def run_study(
     if baseline is not None and baseline not in names:
         raise ConfigError(f"baseline {baseline!r}: none of the ensembles; allowed: {', '.join(names)}")
     folder = Path(out).absolute()
-    settings = Settings(folder, device, precision, batch_size, skip_bad, repetitions, engine.threads)
+    settings = Settings(folder, engine.placed(device), precision, batch_size, skip_bad, repetitions, engine.threads)
     try:
         plan = plan_study(configs, sets, seeds, folds, bench_of(settings))
         make_folder(folder)

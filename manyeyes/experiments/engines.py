@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
+from manyeyes.device import resolve_device
 from manyeyes.errors import ConfigError
 from manyeyes.progress import Progress, Silent
 
@@ -48,6 +49,10 @@ class Engine(ABC):
     """Runs tasks, in any order. ``threads`` is how many each may use, None for as many as the libraries like."""
 
     threads: int | None = None
+
+    def placed(self, device: str) -> str:
+        """The device's name where the tasks run. Raises: ConfigError if they cannot have it."""
+        return device
 
     @abstractmethod
     def run(self, tasks: Sequence[Task], progress: Progress) -> Iterator[None]:
@@ -106,17 +111,25 @@ class RayCluster(Engine):
     """A Ray cluster at ``address``, or one of this machine's cores with ``local``. Needs `pip install manyeyes[ray]`.
 
     Data, weights and the study's folder must lie under the same path on every machine. Ray itself runs a task anew
-    whose worker was lost, three times by default.
+    whose worker was lost, three times by default. Where this process has a GPU and may use it, each task gets one.
     """
 
-    def __init__(self, address: str, jobs: int = 0, cuda: bool = False) -> None:
+    def __init__(self, address: str, jobs: int = 0) -> None:
         try:
             import ray
         except ImportError:
             raise ConfigError("--ray: Ray is not installed; run `pip install manyeyes[ray]`, or use --jobs") from None
         self.ray: Any = ray
-        self.address, self.jobs, self.cuda = address, jobs or cores(), cuda
+        self.address, self.jobs, self.cuda = address, jobs or cores(), False
         self.threads = max(1, cores() // self.jobs) if address == "local" else 1
+
+    def placed(self, device: str) -> str:
+        """What the device is here, it is on every worker, so that no cell is named after another's arithmetic."""
+        found = resolve_device(device)
+        if device != "auto" and found.index is not None:
+            raise ConfigError(f"--device {device}: Ray gives every task a GPU of its own; use {found.type} with --ray")
+        self.cuda = found.type == "cuda"
+        return found.type
 
     def __enter__(self) -> Self:
         names = (WEIGHTS, "OMP_NUM_THREADS")
@@ -159,10 +172,10 @@ class RayCluster(Engine):
         self.ray.shutdown()
 
 
-def engine_of(jobs: int = 1, ray: str | None = None, cuda: bool = False) -> Engine:
+def engine_of(jobs: int = 1, ray: str | None = None) -> Engine:
     """The engine that the command line asks for. Raises: ConfigError if Ray is asked for and not installed."""
     if ray:
-        return RayCluster(ray, jobs if jobs > 1 else 0, cuda)
+        return RayCluster(ray, jobs if jobs > 1 else 0)
     return Processes(jobs) if jobs > 1 else Sequential()
 
 

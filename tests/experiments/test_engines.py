@@ -8,10 +8,12 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import FORKSERVER, draw_parts, small_config, small_member
 from filelock import FileLock
 from workers import Fails, Suicide
@@ -155,6 +157,23 @@ def test_the_command_line_chooses_the_engine(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"Ray is not installed; run `pip install manyeyes\[ray\]`"):
         engine_of(ray="local")
+
+
+@pytest.mark.parametrize(("cuda", "auto"), [(False, "cpu"), (True, "cuda")])
+def test_ray_gives_each_task_the_device_that_the_cells_are_named_after(
+    monkeypatch: pytest.MonkeyPatch, cuda: bool, auto: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace())
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    engine = RayCluster("local", 2)
+    assert engine.placed("auto") == auto
+    assert engine.cuda is cuda
+    assert engine.placed("cpu") == "cpu"
+    assert not engine.cuda
+    with pytest.raises(ConfigError, match="--device cpu:0: Ray gives every task a GPU of its own; use cpu with --ray"):
+        engine.placed("cpu:0")
+    assert Sequential().placed("cuda:1") == "cuda:1"
 
 
 def test_parts_in_common_are_fitted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
