@@ -1,4 +1,4 @@
-"""Checkpoints of a training: networks and optimiser as one safetensors file that is whole or absent.
+"""Tensors as one safetensors file that is whole or absent, and checkpoints of a training: networks and optimiser.
 
 Randomness needs no state here: trainings draw from generators seeded by the number of the step (`drawn_at`), so that a
 resumed training sees what the killed one would have seen.
@@ -12,13 +12,34 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from manyeyes.errors import RunError
 from manyeyes.files import writing
 
 OPTIMISER = "optimiser"
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
+    """Write tensors of any device and memory layout, those that share memory among them.
+
+    Raises: RunError as `writing` if the disk is full or the file cannot be written.
+    """
+    with writing(path) as temporary:
+        # safetensors refuses what shares memory, and layouts such as channels last.
+        whole = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+        try:
+            save_file(whole, str(temporary), metadata=dict(header))
+        except SafetensorError as error:
+            # safetensors wraps the system's error in words: pass the likely one on.
+            raise OSError(28 if "No space" in str(error) else 5, str(error)) from None
+
+
+def read_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and header. Raises: SafetensorError or OSError if it is no whole file."""
+    with safe_open(str(path), framework="pt", device=str(device)) as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118 - no dict
 
 
 def drawn_at(*numbers: int) -> torch.Generator:
@@ -48,9 +69,7 @@ def save_checkpoint(
         tensors |= {f"{OPTIMISER}.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
     tensors |= {f"extra.{key}": value for key, value in (extra or {}).items()}
     header = {"identity": identity, "progress": json.dumps({"step": step})}
-    with writing(path) as temporary:
-        whole = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-        save_file(whole, str(temporary), metadata=header)
+    write_tensors(path, tensors, header)
 
 
 def load_checkpoint(
@@ -63,9 +82,7 @@ def load_checkpoint(
     if not path.exists():
         return None
     try:
-        with safe_open(str(path), framework="pt") as file:
-            header = file.metadata() or {}
-        tensors = load_file(str(path))
+        tensors, header = read_tensors(path)
         found, step = header["identity"], int(json.loads(header["progress"])["step"])
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise RunError(f"{path}: is no whole checkpoint ({error}); delete it and train again") from None

@@ -19,16 +19,17 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from manyeyes import __version__
 from manyeyes.backbones import TrunkPool
+from manyeyes.checkpoint import write_tensors
 from manyeyes.ensemble.config import EnsembleConfig
 from manyeyes.ensemble.ensemble import Ensemble
 from manyeyes.ensemble.trunks import PREFIX, learned_tensors, restore_trunks
 from manyeyes.errors import ConfigError, NotFittedError, RunError, WeightsError
-from manyeyes.files import make_folder, write_json, write_text, writing
+from manyeyes.files import make_folder, write_json, write_text
 
 STATE = "state.safetensors"
 FORMAT = "1"
@@ -69,20 +70,11 @@ def save_run(
     }
     details = {"environment": environment(device), "trunks": trunks, "metrics": metrics, "notes": ensemble.notes}
     details["declared"] = (declared or ensemble.config).fingerprint()
-    tensors = {
-        key: value.detach().cpu().contiguous().clone()
-        for key, value in ensemble.state_dict().items()
-        if not key.startswith("eyes.")
-    }
-    tensors |= {key: value.cpu().contiguous() for key, value in learned_tensors(ensemble.trainable).items()}
+    tensors = {key: value for key, value in ensemble.state_dict().items() if not key.startswith("eyes.")}
+    tensors |= learned_tensors(ensemble.trainable)
     config = json.dumps(ensemble.config.model_dump(mode="json"))
     header = {"format": FORMAT, "config": config, "details": json.dumps(details, allow_nan=False)}
-    with writing(folder / STATE) as temporary:
-        try:
-            save_file(tensors, str(temporary), metadata=header)
-        except SafetensorError as error:
-            # safetensors wraps the system's error in words: pass the likely one on.
-            raise OSError(28 if "No space" in str(error) else 5, str(error)) from None
+    write_tensors(folder / STATE, tensors, header)
     write_text(folder / "config.yaml", ensemble.config.to_yaml())
     write_json(folder / "environment.json", {**environment(device), "trunks": trunks})
     write_json(folder / "metrics.json", metrics | {"notes": ensemble.notes})

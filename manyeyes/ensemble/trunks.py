@@ -7,18 +7,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from filelock import FileLock
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor
 
 from manyeyes.backbones import TrainableTrunk
 from manyeyes.backbones.contract import PicturesIn
+from manyeyes.checkpoint import read_tensors, write_tensors
 from manyeyes.data import Frame, ImageBatches, Sample, paths_to_samples
 from manyeyes.ensemble.ensemble import Ensemble
 from manyeyes.ensemble.reading import require_difference
 from manyeyes.ensemble.store import samples_fingerprint
 from manyeyes.errors import RunError
-from manyeyes.files import make_folder, writing
+from manyeyes.files import make_folder
 from manyeyes.maps import spread_evenly
 from manyeyes.progress import Progress
 
@@ -68,9 +68,7 @@ def train_trunks(
             require_difference({"picture": batch} for batch in images)
             trunk.fit(images, identity, seed, _pictures_in(frame), checkpoint, progress)
             spent = time.perf_counter() - start
-            with writing(path) as temporary:
-                learned = {key: value.cpu().contiguous() for key, value in trunk.learned().items()}
-                save_file(learned, str(temporary), metadata={"seconds": f"{spent:.3f}"})
+            write_tensors(path, trunk.learned(), {"seconds": f"{spent:.3f}"})
             seconds += spent
             checkpoint.unlink(missing_ok=True)
     ensemble.look_again()
@@ -98,9 +96,8 @@ def _whole(frame: Frame) -> Frame:
 
 def _load(path: Path) -> tuple[dict[str, Tensor], float]:
     try:
-        with safe_open(str(path), framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no dict
-            return tensors, float((file.metadata() or {}).get("seconds", 0.0))
+        tensors, header = read_tensors(path)
+        return tensors, float(header.get("seconds", 0.0))
     except (SafetensorError, OSError) as error:
         raise RunError(f"{path}: is no whole training ({error}); delete it and train again") from None
 

@@ -9,18 +9,18 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from safetensors.torch import save_file
 from torch import Tensor
 
 from manyeyes import __version__
 from manyeyes.backbones.distillation import DistillationConfig, Distilled, distil
+from manyeyes.checkpoint import write_tensors
 from manyeyes.config import override
 from manyeyes.data import Frame, Sample, paths_to_samples, read_image
 from manyeyes.data.threads import in_threads
 from manyeyes.device import resolve_device
 from manyeyes.ensemble.store import samples_fingerprint
 from manyeyes.errors import ConfigError
-from manyeyes.files import make_folder, write_json, writing
+from manyeyes.files import make_folder, write_json
 from manyeyes.progress import Progress, Silent
 
 TOGETHER = 64
@@ -105,10 +105,7 @@ def distil_folder(
         "manyeyes": __version__,
     }
     header = {key: value if isinstance(value, str) else json.dumps(value) for key, value in figures.items()}
-    with writing(out) as temporary:
-        # Kernels may lie with channels last, which safetensors refuses.
-        tensors = {key: value.half().contiguous() for key, value in found.network.state_dict().items()}
-        save_file(tensors, str(temporary), header)
+    write_tensors(out, {key: value.half() for key, value in found.network.state_dict().items()}, header)
     write_json(out.with_suffix(".json"), figures)
     checkpoint.unlink(missing_ok=True)
     return found

@@ -13,17 +13,17 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import nn
 
+from manyeyes.checkpoint import read_tensors, write_tensors
 from manyeyes.config import Config
 from manyeyes.ensemble import EnsembleConfig
 from manyeyes.ensemble.branch import Branch
 from manyeyes.ensemble.reading import TapSource
 from manyeyes.errors import RunError
 from manyeyes.experiments.sources import code_digest
-from manyeyes.files import make_folder, writing
+from manyeyes.files import make_folder
 
 
 class SharedFits:
@@ -50,16 +50,14 @@ class SharedFits:
             start = time.perf_counter()
             fit()
             seconds = time.perf_counter() - start
-            with writing(path) as temporary:
-                tensors = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
-                save_file(tensors, str(temporary), metadata={"seconds": f"{seconds:.3f}"})
+            write_tensors(path, module.state_dict(), {"seconds": f"{seconds:.3f}"})
 
     def _load(self, path: Path, module: nn.Module) -> float:
         try:
-            with safe_open(str(path), framework="pt", device=str(self.device)) as file:
-                module.load_state_dict({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118 - no dict
-                module.to(self.device)
-                return float(file.metadata()["seconds"])
+            tensors, header = read_tensors(path, self.device)
+            module.load_state_dict(tensors)
+            module.to(self.device)
+            return float(header["seconds"])
         except (SafetensorError, OSError, RuntimeError, KeyError) as error:
             reason = " ".join(str(error).split())[:160]
             raise RunError(f"{path}: is no whole fit ({reason}); delete it and run the study again") from None

@@ -57,7 +57,7 @@ def test_a_path_from_another_machine_stands_for_its_name_in_the_folder(
     monkeypatch.setenv(weights.FOLDER, str(tmp_path))
     found = find_weights(SMALL, "/elsewhere/trunk.safetensors")
     assert found.source == str(tmp_path / "trunk.safetensors")
-    assert found.state.keys() == state.keys()
+    assert weights.state_digest(found.state) == weights.state_digest(state)
 
 
 def test_a_folder_comes_before_the_bundled_package_and_that_before_a_download(
@@ -70,7 +70,8 @@ def test_a_folder_comes_before_the_bundled_package_and_that_before_a_download(
     found = find_weights(bundled.ARCHITECTURE, "in1k")
     assert found.source.endswith(".in1k.safetensors")
     assert found.mean is None
-    assert find_weights(bundled.ARCHITECTURE, "bundled").source == packaged.source, "bundled means bundled"
+    found = find_weights(bundled.ARCHITECTURE, "bundled")
+    assert weights.state_digest(found.state) == weights.state_digest(packaged.state), "bundled means bundled"
 
 
 def test_a_failed_lookup_says_in_one_line_what_was_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

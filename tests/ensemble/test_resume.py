@@ -14,6 +14,7 @@ import torch
 from conftest import draw_parts, small_config
 from safetensors.torch import load_file
 
+from manyeyes import checkpoint
 from manyeyes.data import ImageSet, read_image_set
 from manyeyes.ensemble import load_run, run, store, train_run, training
 from manyeyes.ensemble.run import STATE, save_run
@@ -49,7 +50,7 @@ def train_and_die(where: str, root: str, out: str) -> None:
     if where == "extracting":
         store.CHECKPOINT_SECONDS = 0.0
     elif where == "saving":
-        run.save_file = half_a_save
+        checkpoint.save_file = half_a_save
     elif where == "after the state":
         run.write_json = die  # type: ignore[assignment]
     elif where == "cleaning up":
@@ -61,7 +62,7 @@ def save_and_die(folder: str) -> None:
     """A second save on top of a run, killed half way."""
     ensemble = load_run(folder)
     ensemble.score_threshold_ = torch.tensor(1.5)
-    run.save_file = half_a_save
+    checkpoint.save_file = half_a_save
     save_run(folder, ensemble, CPU, {})
 
 
