@@ -1,10 +1,11 @@
 """The choice without labels against the best strategy in hindsight, and whether its proxies rank as the truth does.
 
-    MANYEYES_WEIGHTS=weights python benchmarks/choice.py --data sets --out study
+    MANYEYES_WEIGHTS=weights python benchmarks/choice.py --data sets --out study [--pdn]
 
 ``--data`` holds the sets named in SETS of accuracy.py. One cell a set and seed: an ensemble with ``fusion.kind: auto``
 fits all candidates, and what every head, member and strategy does on the test pictures is measured after the choice.
-Writes benchmarks/results/choice.md. One setting for all sets; nothing is chosen on a test split.
+``--pdn`` adds EfficientAD's teacher, which sees little on some parts, as a fourth eye.
+Writes benchmarks/results/choice.md or choice_pdn.md. One setting for all sets; nothing is chosen on a test split.
 """
 
 from __future__ import annotations
@@ -19,17 +20,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accuracy import CANVAS, SETS, three
+from accuracy import CANVAS, SETS, three, three_members
 from scipy.stats import spearmanr
 
 from manyeyes.data import read_image_set
-from manyeyes.ensemble import with_choice
+from manyeyes.ensemble import EnsembleConfig, with_choice
+from manyeyes.ensemble.presets import fused, teacher_member
 from manyeyes.experiments.compare import run_study
 from manyeyes.experiments.study import Cell
 from manyeyes.files import read_json, write_text
 from manyeyes.progress import shown
 
-RESULTS = Path(__file__).parent / "results" / "choice.md"
+RESULTS = Path(__file__).parent / "results"
+
+
+def four() -> EnsembleConfig:
+    """`three` and the bundled PDN: what there is to choose from when one eye may be all but blind."""
+    return fused("four", (*three_members(), teacher_member()))
 
 
 def percent(values: Sequence[float]) -> str:
@@ -95,29 +102,31 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
+    parser.add_argument("--pdn", action="store_true", help="EfficientAD's teacher as a fourth eye")
     parser.add_argument("--finished", action="store_true", help="fit nothing; write the table of the cells in --out")
     arguments = parser.parse_args()
+    name, result = ("auto-pdn", "choice_pdn.md") if arguments.pdn else ("auto", "choice.md")
     if arguments.finished:
-        write_table(finished(arguments.out))
+        write_table(finished(arguments.out, name), RESULTS / result)
         return
-    config = with_choice(three(), "auto")
+    config = with_choice(four() if arguments.pdn else three(), name)
     config = config.model_copy(update={"frame": config.frame.sized(CANVAS)})
     sets = [replace(read_image_set(arguments.data / SETS[name]), name=name) for name in arguments.sets]
     with shown() as progress:
         study = run_study([config], sets, arguments.out, seeds=arguments.seeds, progress=progress)
-    write_table(study.cells)
+    write_table(study.cells, RESULTS / result)
 
 
-def finished(folder: Path) -> list[Cell]:
+def finished(folder: Path, name: str) -> list[Cell]:
     """The cells of a study that may still be running; the newest where code or settings have changed since."""
     found: dict[tuple[str, int], Cell] = {}
-    for path in sorted(folder.glob("cells/*--auto--*/figures.json"), key=lambda path: path.stat().st_mtime):
+    for path in sorted(folder.glob(f"cells/*--{name}--*/figures.json"), key=lambda path: path.stat().st_mtime):
         figures = read_json(path)
-        found[figures["data"], figures["seed"]] = Cell("auto", figures["data"], figures["seed"], path.parent)
+        found[figures["data"], figures["seed"]] = Cell(name, figures["data"], figures["seed"], path.parent)
     return list(found.values())
 
 
-def write_table(cells: Sequence[Cell]) -> None:
+def write_table(cells: Sequence[Cell], result: Path) -> None:
     lines = ["# The choice without labels", "", f"`python {' '.join(sys.argv)}`"]
     lines += [f"on {platform.system()} {platform.machine()}, torch {torch.__version__}.", ""]
     counts = {name: sum(cell.data == name for cell in cells) for name in SETS}
@@ -126,7 +135,7 @@ def write_table(cells: Sequence[Cell]) -> None:
         "\n".join([*lines, *table(cells), "", f"Seeds: {seeds}. In brackets the standard deviation over seeds."]) + "\n"
     )
     print(text)
-    write_text(RESULTS, text)
+    write_text(result, text)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ the pyramid of maps take it as it is: a branch that has none that read the embed
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -58,7 +58,7 @@ class Branch(nn.Module):
         grid: Grid | None = None,
     ) -> None:
         super().__init__()
-        self.name, self.fusion_config, self.head_configs = name, fusion, tuple(heads)
+        self.name, self.fusion_config, self.head_configs, self.grid = name, fusion, tuple(heads), grid
         self.members = tuple(member for member, _ in members)
         self.names = head_names(name, heads)
         self.extractors = [extractor for _, extractor in members]  # a plain list: trunks are not this module's state
@@ -87,6 +87,12 @@ class Branch(nn.Module):
                 self.heads[name] = config.build(width)
             else:
                 self.heads[name] = config.build(self.spatial_specs)
+
+    def without(self, members: Collection[str]) -> Branch:
+        """The same, unfitted, of the other members' maps."""
+        pairs = zip(self.members, self.extractors, strict=True)
+        others = [(name, extractor) for name, extractor in pairs if name not in members]
+        return Branch(self.name, others, self.fusion_config, self.head_configs, self.grid)
 
     @property
     def map_names(self) -> list[str]:

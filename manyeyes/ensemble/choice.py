@@ -29,6 +29,8 @@ EQUAL_WORTH = 10
 """Validation normals whose worth of evidence the belief in equal weights has: on few, weights stay near equal."""
 LEAST = 0.05
 """A head with less of the greatest weight than this is dropped."""
+WEAK = 0.2
+"""A member none of whose own heads has this part of the greatest weight in its branch is left out altogether."""
 MARGIN = 0.005
 """Mean proxy AUROC by which a fused map must better the candidate before it to be worth its cost."""
 
@@ -45,6 +47,8 @@ class Evidence:
     """m of `GROUPS`."""
     entering: frozenset[str] | None = None
     """Members whose maps are in the fused maps; by default all that may be."""
+    weak: frozenset[str] = frozenset()
+    """Members that are left out, see `weak_members`."""
 
     def __post_init__(self) -> None:
         if not self.groups:
@@ -68,9 +72,11 @@ class Choice:
         dropped = ", ".join(self.record["dropped"]) or "none"
         counts = self.record["made_defects"]
         made = " and ".join(f"{count} {group}" for group, count in counts.items())
+        weak = self.record["weak_members"]
         return [
+            *([f"too weak on this part to be worth their trunks, left out: {', '.join(weak)}"] if weak else []),
             f"chosen without a real defect, by {made} made ones: {self.record['strategy']}; "
-            f"weights {kept}; dropped: {dropped}"
+            f"weights {kept}; dropped: {dropped}",
         ]
 
 
@@ -110,6 +116,29 @@ def weigh(by_head: Sequence[Mapping[str, float]], normals: int, picturable: Sequ
     return np.asarray(mixed / mixed.max())
 
 
+def weak_members(config: EnsembleConfig, evidence: Evidence) -> frozenset[str]:
+    """Members that are all but blind on this part, of what their own heads say: they would only add noise.
+
+    A member stays if any of its heads has `WEAK` of the greatest weight among own heads of its branch, picturable or
+    not. Members without a head of their own are not judged, and one that gives a map to fuse always stays.
+    """
+    owner = {name: member.name for member in config.members for name in head_names(member.name, member.heads)}
+    names = [name for name in owner if name in evidence.normal]
+    if not names:
+        return frozenset()
+    drawn = _picturable(config)
+    by_head = [proxies(evidence.normal[name], evidence.made[name], evidence.groups) for name in names]
+    picturable = np.array([name in drawn for name in names])
+    weights = weigh(by_head, len(evidence.normal[names[0]]), picturable.tolist())
+    for branch in (picturable, ~picturable):
+        if branch.any():
+            weights[branch] /= weights[branch].max()
+    strong = {owner[name] for name, weight in zip(names, weights, strict=True) if weight >= WEAK}
+    weak = {owner[name] for name in names} - strong
+    entering = {m.name for m in config.members if m.fuse and (evidence.entering is None or m.name in evidence.entering)}
+    return frozenset(weak - entering if entering <= weak else weak)
+
+
 def choose(config: EnsembleConfig, evidence: Evidence) -> Choice:
     """Weights for every candidate, then the candidate with the best proxy; a dearer one must be better by `MARGIN`.
 
@@ -118,7 +147,8 @@ def choose(config: EnsembleConfig, evidence: Evidence) -> Choice:
     """
     assert isinstance(config.fusion, AutoConfig)
     by_head = {name: proxies(evidence.normal[name], evidence.made[name], evidence.groups) for name in evidence.normal}
-    own = [name for member in config.members for name in head_names(member.name, member.heads)]
+    members = [member for member in config.members if member.name not in evidence.weak]
+    own = [name for member in members for name in head_names(member.name, member.heads)]
     drawn = _picturable(config)
     considered: dict[str, dict[str, dict[str, float]]] = {"members": {}, "strategies": {}}
     for member in config.members:
@@ -147,11 +177,12 @@ def choose(config: EnsembleConfig, evidence: Evidence) -> Choice:
         part: {label: _judged(config, evidence, weights) for label, weights in found.items()}
         for part, found in considered.items()
     }
-    plain, origin = resolved(config, candidate, weights, evidence.entering)
+    plain, origin = resolved(config, candidate, weights, evidence.entering, evidence.weak)
     record = {
         "strategy": plain.fusion.kind,  # scores alone, where no head of the fused map counts
         "weights": {name: round(weights[old], 3) for name, old in origin.items()},
         "dropped": [name for name in by_head if name not in weights],
+        "weak_members": sorted(evidence.weak),
         "made_defects": {group: list(evidence.groups).count(group) for group in GROUPS},
         "proxies": {"heads": by_head, **judged},
     }
@@ -226,10 +257,11 @@ def resolved(
     candidate: FusionConfig,
     weights: Mapping[str, float],
     entering: frozenset[str] | None = None,
+    weak: frozenset[str] = frozenset(),
 ) -> tuple[EnsembleConfig, dict[str, str]]:
     """The plain config with the heads in ``weights`` and no others, and where each of its heads came from.
 
-    A fused map that no kept head judges is not built; a member that nothing looks at is left out.
+    A fused map that no kept head judges is not built; a member that is weak or that nothing looks at is left out.
     """
     origin: dict[str, str] = {}
 
@@ -243,7 +275,8 @@ def resolved(
     members: list[MemberConfig] = []
     for member in config.members:
         own = keep(member.name, member.name, member.heads)
-        if own or (heads and member.fuse and (entering is None or member.name in entering)):
+        enters = member.fuse and member.name not in weak and (entering is None or member.name in entering)
+        if own or (heads and enters):
             members.append(member.model_copy(update={"heads": own}))
     combiner = PositiveSquareConfig(weights={name: round(weights[old], 3) for name, old in origin.items()})
     fusion = candidate if heads else ScoreLevelConfig()

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from manyeyes.data import Sample
 from manyeyes.data.made import made_frame, make_defects
 from manyeyes.ensemble.branch import Branch
-from manyeyes.ensemble.choice import Array, Choice, Evidence, choose, verified
+from manyeyes.ensemble.choice import Array, Choice, Evidence, choose, verified, weak_members
 from manyeyes.ensemble.ensemble import Ensemble
+from manyeyes.ensemble.memory import Memory, fit_anew
 from manyeyes.ensemble.reading import TapSource
 from manyeyes.ensemble.store import StoredTaps, samples_fingerprint
 from manyeyes.files import make_folder
-from manyeyes.fusion import AutoConfig
+from manyeyes.fusion import AutoConfig, KnownMoments
 from manyeyes.progress import Progress
 
 if TYPE_CHECKING:
@@ -58,16 +59,60 @@ class Chosen:
         return verified(self.wide.config, self.choice, self.normal, good, defective)
 
 
-def choose_fitted(
-    wide: Ensemble, samples: Sequence[Sample], taps: StoredTaps, extraction: Extraction, progress: Progress
+def fit_and_choose(
+    wide: Ensemble,
+    train: StoredTaps,
+    validation: StoredTaps,
+    samples: Sequence[Sample],
+    extraction: Extraction,
+    progress: Progress,
+    memory: Memory = fit_anew,
 ) -> Chosen:
-    """From an ensemble with ``fusion.kind: auto`` and fitted heads the one that it chooses, fitted and calibrated.
+    """Fit an ensemble with ``fusion.kind: auto``, and give the one that it chooses, fitted and calibrated.
 
-    ``samples`` are the validation normals, ``taps`` theirs. Made pictures are kept in the store's folder; what is there
-    from a killed run is used again.
+    The members' own heads come first, so that no fused map is fitted with a member that is weak on this part.
+    ``samples`` are the validation normals, ``validation`` their taps. Made pictures are kept in the store's folder;
+    what is there from a killed run is used again.
 
     Raises: DataError if no defect can be made.
     """
+    made_taps, made = _made(wide, samples, extraction, progress)
+    groups, known = [sample.group for sample in made], KnownMoments()
+    read: dict[str, Tensor] = {}
+    maps: dict[str, Tensor] = {}
+    spoilt: dict[str, Array] = {}
+
+    def judged(branches: Sequence[Branch], whose: str) -> None:
+        wide.fit_heads(train, validation, progress, memory, branches, known)
+        scores, drawn = wide.read(validation, progress.step(f"scoring validation normals, {whose}"), branches)
+        read.update(scores)
+        maps.update(drawn)
+        spoilt.update(arrays(wide.read(made_taps, progress.step(f"judging made defects, {whose}"), branches)[0]))
+
+    own, fused = wide.parted()
+    entering = frozenset(member for branch in fused for member in branch.members)
+    if own:
+        judged(own, "members")
+    weak = weak_members(wide.config, Evidence(arrays(read), spoilt, groups, entering))
+    if weak:
+        wide.bar(weak)
+    if fused:
+        judged(wide.parted()[1], "fused maps")
+    normal = arrays({name: read[name] for name in wide.names})
+    choice = choose(wide.config, Evidence(normal, spoilt, groups, entering, weak))
+
+    def kept(parts: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: parts[old] for name, old in choice.origin.items() if old in parts}
+
+    ensemble = narrowed(wide, choice).settle(validation, progress=progress, known=(kept(read), kept(maps)))
+    ensemble.notes += choice.notes
+    return Chosen(ensemble, choice, made, wide, normal)
+
+
+def _made(
+    wide: Ensemble, samples: Sequence[Sample], extraction: Extraction, progress: Progress
+) -> tuple[StoredTaps, tuple[Sample, ...]]:
+    """Taps of made defects, and the defects."""
     fusion, frame = cast(AutoConfig, wide.config.fusion), wide.config.frame.sized(wide.canvas)
     folder = make_folder(extraction.store.folder / MADE / samples_fingerprint(samples, frame, extraction.skip_bad))
     count = min(fusion.defects, max(AT_LEAST, PER_PICTURE * len(samples)))
@@ -81,21 +126,7 @@ def choose_fitted(
             skip_bad=extraction.skip_bad,
             progress=progress.step("making defects"),
         )
-    made_taps, made = extraction(wide.eyes, made, made_frame(frame), "extracting made defects", progress)
-    read, maps = wide.read(taps, progress.step("scoring validation normals"))
-    normal = arrays(read)
-    spoilt = arrays(wide.read(made_taps, progress.step("judging made defects"))[0])
-    kinds = {name for name, _ in wide.config.fusions}
-    branches = [cast(Branch, branch) for branch in wide.branches]
-    entering = frozenset(member for branch in branches if branch.name in kinds for member in branch.members)
-    choice = choose(wide.config, Evidence(normal, spoilt, [sample.group for sample in made], entering))
-
-    def kept(parts: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: parts[old] for name, old in choice.origin.items() if old in parts}
-
-    ensemble = narrowed(wide, choice).settle(taps, progress=progress, known=(kept(read), kept(maps)))
-    ensemble.notes += choice.notes
-    return Chosen(ensemble, choice, made, wide, normal)
+    return extraction(wide.eyes, made, made_frame(frame), "extracting made defects", progress)
 
 
 def narrowed(wide: Ensemble, choice: Choice) -> Ensemble:

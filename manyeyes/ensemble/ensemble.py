@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Self, cast
 
 import torch
@@ -69,6 +69,19 @@ class Ensemble(Fitted):
 
     def _branches(self) -> list[Branch]:
         return [cast(Branch, branch) for branch in self.branches]
+
+    def parted(self) -> tuple[list[Branch], list[Branch]]:
+        """The branches of members by themselves, and those of fused maps."""
+        kinds = {name for name, _ in self.config.fusions}
+        branches = self._branches()
+        return [b for b in branches if b.name not in kinds], [b for b in branches if b.name in kinds]
+
+    def bar(self, members: Collection[str]) -> None:
+        """Declare the fused maps anew, unfitted, without the maps of some members. At least one must be left."""
+        kinds, device = {name for name, _ in self.config.fusions}, next(self.eyes.parameters()).device
+        for index, branch in enumerate(self._branches()):
+            if branch.name in kinds:
+                self.branches[index] = branch.without(members).to(device)
 
     def _declare(self, extractors: Mapping[str, FeatureExtractor]) -> Iterable[Branch]:
         config = self.config
@@ -152,14 +165,23 @@ class Ensemble(Fitted):
         return self
 
     def fit_heads(
-        self, train: TapSource, validation: TapSource, progress: Progress | None = None, memory: Memory = fit_anew
+        self,
+        train: TapSource,
+        validation: TapSource,
+        progress: Progress | None = None,
+        memory: Memory = fit_anew,
+        branches: Sequence[Branch] | None = None,
+        known: KnownMoments | None = None,
     ) -> Self:
-        """The first part of `fit`: blocks and heads, so that raw scores can be had; `settle` is the second."""
+        """The first part of `fit`: blocks and heads, so that raw scores can be had; `settle` is the second.
+
+        All of them, or those of some ``branches``; ``known`` are moments that others took of the same taps.
+        """
         progress = progress or Silent()
         require_difference(train)
         self.notes = list(self._declared_notes)
-        known = KnownMoments()
-        for branch in self._branches():
+        known = known or KnownMoments()
+        for branch in self._branches() if branches is None else branches:
             advance = progress.step(f"fitting {branch.name}")
             branch.fit(train.only(branch.tap_keys), self.config.seed, advance, memory, known)
             branch.calibrate(validation.only(branch.tap_keys))
@@ -200,12 +222,14 @@ class Ensemble(Fitted):
             self.a_contrario.fit(Reading(validation, lambda taps: self._evidence(self.judge(taps))))
         return self
 
-    def read(self, taps: TapSource, advance: Advance) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Every head's raw scores (n,), and its maps (n, h, w) on the branch's small grid."""
+    def read(
+        self, taps: TapSource, advance: Advance, branches: Sequence[Branch] | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Every head's raw scores (n,), and its maps (n, h, w) on the branch's small grid; or of some ``branches``."""
         scores, maps = Gathered(len(taps)), Gathered(len(taps))
         with torch.inference_mode():
             for batch in taps:
-                judgement = self.judge(batch)
+                judgement = self.judge(batch, branches)
                 scores.add(judgement.scores)
                 maps.add(judgement.maps)
                 advance(scores.done, len(taps))
@@ -261,12 +285,12 @@ class Ensemble(Fitted):
         peaks = self._peaks(maps) if maps else torch.zeros(1)
         self.map_threshold_ = torch.tensor(conformal_threshold(peaks, rate)[0])
 
-    def judge(self, taps: Taps) -> Judgement:
-        """Raw scores and maps of all heads."""
+    def judge(self, taps: Taps, branches: Sequence[Branch] | None = None) -> Judgement:
+        """Raw scores and maps of all heads, or of some ``branches``."""
         scores: dict[str, Tensor] = {}
         maps: dict[str, Tensor] = {}
         evidence: dict[str, tuple[Tensor, ...]] = {}
-        for branch in self._branches():
+        for branch in self._branches() if branches is None else branches:
             judgement = branch.judge(taps)
             scores |= judgement.scores
             maps |= judgement.maps

@@ -16,7 +16,7 @@ from torch import Tensor
 from manyeyes.backbones import Eyes
 from manyeyes.data import Frame, ImageSet, Sample, hold_out
 from manyeyes.device import Precision, resolve_device, trunk_precision
-from manyeyes.ensemble.choosing import Chosen, choose_fitted
+from manyeyes.ensemble.choosing import Chosen, fit_and_choose
 from manyeyes.ensemble.config import EnsembleConfig
 from manyeyes.ensemble.ensemble import Ensemble
 from manyeyes.ensemble.memory import Memory, fit_anew
@@ -162,8 +162,8 @@ def fit_extracted(
     if not isinstance(ensemble.config.fusion, AutoConfig):
         ensemble.fit(train, validation, labelled, progress, memory)
         return Fit(ensemble, len(train), len(validation))
-    ensemble.fit_heads(train, validation, progress, memory)
-    chosen = choose_fitted(ensemble, [samples[row] for row in rows[1]], validation, extraction, progress)
+    held = [samples[row] for row in rows[1]]
+    chosen = fit_and_choose(ensemble, train, validation, held, extraction, progress, memory)
     ensemble.clear_checkpoints(train)
     return Fit(chosen.ensemble, len(train), len(validation), chosen)
 

@@ -17,8 +17,18 @@ from sklearn.metrics import roc_auc_score
 
 from manyeyes.backbones import EfficientAdConfig
 from manyeyes.data import ImageBatches, ImageSet, read_image_set
-from manyeyes.ensemble import Ensemble, EnsembleConfig, load_run, train_run, with_choice
-from manyeyes.ensemble.choice import Evidence, auroc, choose, combination, proxies, resolved, verified, weigh
+from manyeyes.ensemble import Ensemble, EnsembleConfig, choosing, load_run, train_run, with_choice
+from manyeyes.ensemble.choice import (
+    Evidence,
+    auroc,
+    choose,
+    combination,
+    proxies,
+    resolved,
+    verified,
+    weak_members,
+    weigh,
+)
 from manyeyes.ensemble.run import read_header
 from manyeyes.errors import ConfigError, DataError, RunError
 from manyeyes.fusion import (
@@ -227,18 +237,65 @@ def test_the_chosen_ensemble_scores_as_one_declared_and_trained_so(
     assert torch.equal(one.alarm, other.alarm)
 
 
-def test_a_choice_judges_validation_normals_and_made_defects_once_each(
+def test_every_head_judges_validation_normals_and_made_defects_once_members_first(
     parts: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, counts = Ensemble.read, []
+    read, seen = Ensemble.read, []
 
-    def counted(self: Ensemble, taps: Any, advance: Any) -> Any:
-        counts.append(len(taps))
-        return read(self, taps, advance)
+    def counted(self: Ensemble, taps: Any, advance: Any, branches: Any = None) -> Any:
+        seen.append((len(taps), [branch.name for branch in branches]))
+        return read(self, taps, advance, branches)
 
     monkeypatch.setattr(Ensemble, "read", counted)
     train_run(auto(), parts, tmp_path / "run", device="cpu", batch_size=4)
-    assert counts == [4, 10], "four normals are held out, ten defects made"
+    own, fused = ["one", "two"], ["global_pca", "independent_pca"]
+    assert seen == [(4, own), (10, own), (4, fused), (10, fused)], "four normals are held out, ten defects made"
+
+
+def weak_evidence(sees: Mapping[str, float], **fields: Any) -> Evidence:
+    return replace(evidence(sees, normals=100, defects=200), **fields)
+
+
+def test_a_member_is_weak_if_none_of_its_heads_sees_a_fifth_of_the_best() -> None:
+    strong = {"one/memory_bank": 3.0, "one/gaussian": 3.0}
+    assert weak_members(auto(), weak_evidence(strong)) == {"two"}
+    assert weak_members(auto(), weak_evidence({**strong, "two/memory_bank": 2.0})) == frozenset()
+    assert weak_members(auto(), weak_evidence({"two/memory_bank": 3.0})) == frozenset(), (
+        "the only head of its branch is the best of it, and branches are not compared"
+    )
+
+
+def test_few_normals_are_too_little_evidence_to_call_a_member_weak() -> None:
+    sees = {"one/memory_bank": 3.0, "one/gaussian": 3.0}
+    few = evidence(sees, normals=4, defects=200)
+    assert weak_members(auto(), few) == frozenset()
+
+
+def test_the_fused_map_never_loses_all_its_members() -> None:
+    sees = {"one/memory_bank": 3.0, "one/gaussian": 3.0}
+    assert weak_members(auto(), weak_evidence(sees, entering=frozenset({"two"}))) == frozenset()
+
+
+def test_a_weak_member_neither_enters_the_fused_map_nor_is_looked_at() -> None:
+    sees = {"one/memory_bank": 1.0, "one/gaussian": 1.0, "global_pca/memory_bank": 6.0}
+    choice = choose(auto(), weak_evidence(sees, weak=frozenset({"two"})))
+    assert choice.record["strategy"] == "global_pca"
+    assert [member.name for member in choice.config.members] == ["one"]
+    assert choice.record["weak_members"] == ["two"]
+    assert "two/memory_bank" in choice.record["dropped"]
+    assert choice.notes[0] == "too weak on this part to be worth their trunks, left out: two"
+
+
+def test_a_choice_that_leaves_a_member_out_is_the_ensemble_without_it(
+    parts: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fused maps are fitted without it, so that training the chosen config by itself gives the same verdicts."""
+    monkeypatch.setattr(choosing, "weak_members", lambda config, evidence: frozenset({"two"}))
+    chosen = train_run(auto(), parts, tmp_path / "chosen", device="cpu", batch_size=4)
+    assert [member.name for member in chosen.config.members] == ["one"]
+    plain = train_run(chosen.config, parts, tmp_path / "plain", device="cpu", batch_size=4)
+    images = next(iter(ImageBatches(parts.test, plain.config.frame, 9))).images
+    torch.testing.assert_close(chosen.predict(images).score, plain.predict(images).score, rtol=1e-4, atol=1e-4)
 
 
 def test_resumed_when_finished_it_is_found_and_another_declaration_is_refused(
