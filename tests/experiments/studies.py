@@ -153,6 +153,7 @@ def choice_record(folder: Path, figures: dict) -> dict:
         "strategy": "independent_pca",
         "weights": {"one/gaussian": 0.4, "fused/discriminator": 1.0, "one/memory_bank": 0.75, "two/memory_bank": 0.31},
         "dropped": ["global_pca/discriminator", "two/gaussian"],
+        "weak_members": ["three"],
         "made_defects": {"structural": 40, "logical": 38},
         "proxies": {
             "heads": heads,

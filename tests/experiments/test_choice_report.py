@@ -47,6 +47,7 @@ def test_weights_fall_and_carry_the_proxy_of_their_head(study: Study, record: di
     assert choice.weights[0].proxy == heads["independent_pca/discriminator"]["mean"]
     assert [one.name for one in choice.dropped] == ["two/gaussian"]
     assert choice.elsewhere == ["global_pca/discriminator"], "was never among those to be weighed in the end"
+    assert choice.weak == ["three"]
 
 
 def test_rank_correlations_are_scipys(record: dict) -> None:

@@ -369,6 +369,7 @@ def test_the_choice_stands_on_the_page_and_in_its_appendix(tmp_path):
     assert "Choice without labels: even" in page.text
     assert "40 structural defects" in page.text
     assert "6 of the 78 that were made" in page.text
+    assert "Members left out, and from the fused map with them" in page.text
     alts = [a["alt"] for tag, a in page.tags if tag == "img"]
     assert sum(alt.startswith("Made defect: ") for alt in alts) == 6
     assert "Made defect: cut paste, outlined" in alts

@@ -81,6 +81,8 @@ class Choice:
     made: dict[str, int]
     weights: list[Weight]
     dropped: list[Judged]
+    weak: list[str]
+    """Members that were left out altogether."""
     elsewhere: list[str]
     """Heads on fused maps that were not chosen."""
     judged: list[Judged]
@@ -116,6 +118,7 @@ def _choice(name: str, results: Sequence[Result], shown: set[str]) -> Choice:
         made=dict(record["made_defects"]),
         weights=_weights(record["weights"], heads, strategy),
         dropped=[heads[head] for head in record["dropped"] if head not in foreign and head in heads],
+        weak=list(record.get("weak_members", ())),
         elsewhere=foreign,
         judged=judged,
         others=[_in_words(result) for result in results[1:]],
