@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from manyeyes.errors import RunError
+from manyeyes.errors import DataError, RunError
 from manyeyes.files import writing
 
 OPTIMISER = "optimiser"
@@ -60,11 +60,17 @@ def save_checkpoint(
 ) -> None:
     """Write everything that the next step depends on. ``identity`` names the training that it belongs to.
 
-    Raises: RunError if the disk is full.
+    Raises: RunError if the disk is full; DataError if the last step has spoilt a network, and nothing is written.
     """
     tensors = {
         f"{name}.{key}": value for name, module in networks.items() for key, value in module.state_dict().items()
     }
+    for name, value in tensors.items():
+        if not bool(value.isfinite().all()):
+            raise DataError(
+                f"the training has diverged: {name} is not finite at step {step}, and no checkpoint of it is kept; "
+                "lower learning_rate"
+            )
     for index, state in optimiser.state_dict()["state"].items():
         tensors |= {f"{OPTIMISER}.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
     tensors |= {f"extra.{key}": value for key, value in (extra or {}).items()}
@@ -87,9 +93,14 @@ def load_checkpoint(
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise RunError(f"{path}: is no whole checkpoint ({error}); delete it and train again") from None
     if found != identity:
-        raise RunError(f"{path}: belongs to another training (other pictures or options); delete it or choose another")
-    for name, module in networks.items():
-        module.load_state_dict(_below(tensors, name))
+        raise RunError(
+            f"{path}: belongs to another training (other pictures, options or version); delete it or choose another"
+        )
+    try:
+        for name, module in networks.items():
+            module.load_state_dict(_below(tensors, name))
+    except RuntimeError:
+        raise RunError(f"{path}: holds another network, of another version; delete it and train again") from None
     moments: dict[int, dict[str, Tensor]] = {}
     for key, value in _below(tensors, OPTIMISER).items():
         index, _, field = key.partition(".")

@@ -7,12 +7,15 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from manyeyes.errors import ConfigError
+
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+"""What every library that draws at random takes as a seed."""
 
 
 class Config(BaseModel):

@@ -13,11 +13,12 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from manyeyes.backbones.distillation_network import folded, improve_last, with_norms
@@ -27,9 +28,9 @@ from manyeyes.backbones.pdn import CHANNELS, RECEPTIVE_FIELD, STRIDE, PdnSize, p
 from manyeyes.backbones.pixels import IMAGENET_MEAN, IMAGENET_STD, Size, as_grid
 from manyeyes.backbones.trunk import TimmTrunkConfig
 from manyeyes.checkpoint import drawn_at, load_checkpoint, save_checkpoint
-from manyeyes.config import Config
+from manyeyes.config import Config, Seed
 from manyeyes.device import training_precision
-from manyeyes.errors import ConfigError, DataError
+from manyeyes.errors import DataError
 from manyeyes.maps import Grid
 from manyeyes.progress import Progress
 
@@ -48,7 +49,7 @@ class DistillationConfig(Config):
     stages: tuple[int, ...] = Field((2, 3), min_length=1, description="stages of the trunk, 384 channels or more")
     size: PdnSize = Field("small", description="PDN-S or PDN-M")
     image_size: Size = Field(256, description="the network's own input size in px")
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     steps: int = Field(4000, ge=1)
     crop: int = Field(128, ge=RECEPTIVE_FIELD + STRIDE, description="side in px of the crops that a step learns from")
     batch: int = Field(4, ge=1, description="crops per step, of different views")
@@ -63,6 +64,12 @@ class DistillationConfig(Config):
     grey: float = Field(0.1, ge=0, le=1, description="share of grey views")
     held_out: float = Field(0.1, gt=0, lt=1, description="share of the pictures that only measure")
     refit: int = Field(128, ge=0, description="fresh views that the last layer is fitted to at the end; 0: not fitted")
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> Self:
+        if self.crop > min(as_grid(self.image_size)):
+            raise ValueError(f"crop: expected at most the image size {self.image_size}, got {self.crop}")
+        return self
 
 
 @dataclass(frozen=True)
@@ -119,8 +126,6 @@ class Distillation:
     ) -> None:
         self.config, self.device, self.progress, self.checkpoint = config, device, progress, checkpoint
         self.image_size: Grid = as_grid(config.image_size)
-        if config.crop > min(self.image_size):
-            raise ConfigError(f"crop: expected at most the image size {self.image_size}, got {config.crop}")
         if count < 2:
             raise DataError(f"expected at least 2 pictures to learn from and to measure on, got {count}")
         order = torch.randperm(count, generator=drawn_at(config.seed, HELD)).tolist()
@@ -189,8 +194,7 @@ class Distillation:
             self.optimiser.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
             self.optimiser.step()
-            if not bool(torch.isfinite(loss)):
-                raise DataError(f"distillation: the loss is not finite at step {step}; lower learning_rate")
+            self._require_finite(loss, step)
             advance(step + 1, config.steps)
             if step == begun + 9:
                 minutes = (time.monotonic() - started) / 10 * (config.steps - begun) / 60
@@ -199,10 +203,16 @@ class Distillation:
                 some = self.explained(self.network.eval(), CURVE_PICTURES)[1]
                 self.progress.say(f"step {step + 1}: loss {float(loss.detach()):.4f}, held out {some:.4f}")
             if time.monotonic() - saved > CHECKPOINT_SECONDS or step + 1 == config.steps:
+                with torch.no_grad():  # no later step would notice that this one has spoilt the network
+                    self._require_finite(F.mse_loss(self.network.eval()(images).float(), targets), step + 1)
                 extra = {"mean": self.mean, "std": self.std}
                 networks = {"network": self.network}
                 save_checkpoint(self.checkpoint, step + 1, self.identity, networks, self.optimiser, extra)
                 saved = time.monotonic()
+
+    def _require_finite(self, loss: Tensor, step: int) -> None:
+        if not bool(torch.isfinite(loss)):
+            raise DataError(f"distillation: the loss is not finite at step {step}; lower learning_rate")
 
     def _crops(self, step: int) -> tuple[Tensor, Tensor]:
         """The crops of a step. Shapes: (b, 3, crop, crop) normalised, (b, 384, h, w) standardised."""

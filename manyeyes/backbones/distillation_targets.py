@@ -1,6 +1,7 @@
 """What a patch description network learns to say: features of a large trunk, at the places that the network sees.
 
-Source: EfficientAD (arXiv 2303.14535), appendix; PatchCore's 3 x 3 mean and its channel reduction.
+Source: EfficientAD (arXiv 2303.14535), appendix; PatchCore's 3 x 3 mean and its channel reduction, here at once of all
+stages side by side.
 Where we differ: a target is read off the trunk's map at the very pixel that a network's output is centred on, from
 where each stage was measured to look, instead of taking both maps for one grid.
 """
@@ -76,7 +77,8 @@ def first_centre(trunk: Trunk, stage: Stage) -> tuple[float, float]:
     H, W = trunk.input_size
     image = torch.rand(1, 3, H, W, generator=drawn_at(0))
     stride = (H / stage.grid[0], W / stage.grid[1])
-    steps = [(i % DOTS / DOTS, (i * 7) % DOTS / DOTS) for i in range(DOTS)]
+    # On both sides of the middle alike: what answers everywhere, as a transformer does, draws centroids towards it.
+    steps = [((i + 0.5) / DOTS - 0.5, ((i * 7) % DOTS + 0.5) / DOTS - 0.5) for i in range(DOTS)]
     dots = [(int(H / 2 + dy * stride[0]), int(W / 2 + dx * stride[1])) for dy, dx in steps]
     base = _response(trunk, stage, image)
     shifts = []

@@ -5,13 +5,14 @@ Source: EfficientAD (arXiv 2303.14535); PUAD (arXiv 2402.15143) pools ``student_
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from manyeyes.backbones.contract import FeatureExtractor, Tap
 from manyeyes.backbones.efficientad_trunk import EfficientAdTrunkConfig
+from manyeyes.backbones.pdn import TEACHER
 from manyeyes.backbones.pool import TrunkPool
 from manyeyes.backbones.stages import distinct, spec_of
 from manyeyes.config import Config
@@ -30,7 +31,11 @@ MapName = Literal[
 
 
 class EfficientAdConfig(Config):
-    """Maps of one EfficientAD. Where only the teacher is asked for, nothing is trained: it looks as it is."""
+    """Maps of one EfficientAD. With ``maps: [teacher]`` nothing is trained: the teacher looks as it is.
+
+    Every other map looks through the trained trunk, ``teacher_pooled`` too, so that beside others it costs nothing. A
+    Gaussian head pools the maps that it is given: ``[teacher]`` is the way to the teacher's pooled features alone.
+    """
 
     kind: Literal["efficientad"] = "efficientad"
     trunk: EfficientAdTrunkConfig = Field(
@@ -43,6 +48,17 @@ class EfficientAdConfig(Config):
         "student (768) or its halves student_teacher and student_autoencoder; teacher_pooled, student_teacher_pooled.",
     )
 
+    @property
+    def frozen(self) -> bool:
+        """Whether nothing is trained."""
+        return set(self.maps) == {TEACHER}
+
+    @model_validator(mode="after")
+    def _mirrors(self) -> Self:
+        if self.trunk.teacher.padding and not self.frozen:
+            raise ValueError("trunk.teacher: a student learns from crops without padding: expected padding: false")
+        return self
+
     def build(self, pool: TrunkPool) -> EfficientAdExtractor:
         """Raises: ConfigError if a map is named twice or the image is too small; WeightsError."""
         return EfficientAdExtractor(self, pool)
@@ -52,7 +68,7 @@ class EfficientAdExtractor(FeatureExtractor):
     """Maps of one EfficientAD as they are. Shapes: (b, 3, H, W) in [0, 1] -> k x (b, c_i, h_i, w_i)."""
 
     def __init__(self, config: EfficientAdConfig, pool: TrunkPool) -> None:
-        trunk = pool.get(config.trunk.teacher if set(config.maps) == {"teacher"} else config.trunk)
+        trunk = pool.get(config.trunk.teacher if config.frozen else config.trunk)
         taps = [Tap(trunk, trunk.stage(name)) for name in config.maps]
         super().__init__(taps, distinct([spec_of(tap.stage, tap.stage.name) for tap in taps]))
 

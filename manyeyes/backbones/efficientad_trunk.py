@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from manyeyes.backbones.autoencoder import autoencoder
@@ -61,13 +61,6 @@ class EfficientAdTrunkConfig(Config):
     kind: Literal["efficientad"] = "efficientad"
     teacher: PdnTrunkConfig = Field(PdnTrunkConfig(), description="The frozen teacher.")
     training: TrainingConfig = Field(TrainingConfig(), description="How student and autoencoder learn.")
-
-    @field_validator("teacher")
-    @classmethod
-    def _mirrors(cls, teacher: PdnTrunkConfig) -> PdnTrunkConfig:
-        if teacher.padding:
-            raise ValueError("a student learns from crops, which have no padding: expected padding: false")
-        return teacher
 
     def build(self) -> EfficientAdTrunk:
         """The trunk, its student untrained. Raises: ConfigError if the image is too small, WeightsError."""

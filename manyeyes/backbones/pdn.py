@@ -23,7 +23,7 @@ from manyeyes.backbones.bundled import pdn_file
 from manyeyes.backbones.contract import Stage, Trunk
 from manyeyes.backbones.pixels import Pixels, Size, as_grid
 from manyeyes.backbones.weights import find_file, load_strictly, read_state, state_digest
-from manyeyes.config import Config
+from manyeyes.config import Config, Seed
 from manyeyes.errors import ConfigError, WeightsError
 from manyeyes.maps import Grid
 
@@ -93,7 +93,7 @@ class PdnTrunkConfig(Config):
     )
     image_size: Size = Field(256, description="Input size in pixels: one number, or [height, width].")
     padding: bool = Field(False, description="Pad with zeros inside the network instead of mirroring the image.")
-    seed: int = Field(0, ge=0, description="Seed of the weights, used by weights: random only.")
+    seed: Seed = Field(0, description="Seed of the weights, used by weights: random only.")
 
     def build(self) -> PdnTrunk:
         """The trunk, frozen. Raises: ConfigError if the image is too small, WeightsError."""

@@ -23,8 +23,8 @@ from manyeyes.backbones.batch_norm import without_batch_norms
 from manyeyes.backbones.contract import Stage, Trunk
 from manyeyes.backbones.pixels import Channels, Pixels, Size, as_grid
 from manyeyes.backbones.weights import find_weights, load_strictly, state_digest
-from manyeyes.config import Config
-from manyeyes.errors import ConfigError
+from manyeyes.config import Config, Seed
+from manyeyes.errors import ConfigError, WeightsError
 from manyeyes.maps import Grid
 
 POOLED = "pooled"
@@ -41,7 +41,7 @@ class TimmTrunkConfig(Config):
         description="A path (.safetensors, .pth), a timm tag such as tv_in1k, bundled (EfficientNet-Lite0), or random.",
     )
     size: Size = Field(256, description="Input size in pixels: one number, or [height, width].")
-    seed: int = Field(0, ge=0, description="Seed of the weights, used by weights: random only.")
+    seed: Seed = Field(0, description="Seed of the weights, used by weights: random only.")
 
     def build(self) -> TimmTrunk:
         """The trunk, frozen. Raises: ConfigError for a bad architecture or size, WeightsError."""
@@ -55,7 +55,13 @@ class TimmTrunkConfig(Config):
             mean, std = declared["mean"], declared["std"]
         else:
             weights = find_weights(self.architecture, self.weights)
-            load_strictly(network, weights.state, weights.source, ignored=_classifiers(declared))
+            try:
+                load_strictly(network, weights.state, weights.source, ignored=_classifiers(declared))
+            except WeightsError as error:
+                native = tuple(declared.get("input_size", ())[1:])
+                if declared.get("fixed_input_size") and native and native != size:
+                    raise WeightsError(f"{error}; its published weights are made for size: {list(native)}") from None
+                raise
             source = weights.source
             declared = _pretrained_cfg(self.architecture, self.weights) or declared
             mean, std = weights.mean or declared["mean"], weights.std or declared["std"]
@@ -133,7 +139,7 @@ def tap(network: Any, pixels: Tensor, indices: list[int], pooled: bool) -> dict[
 
 def intermediates(network: Any, pixels: Tensor, **options: Any) -> Any:
     """timm's ``forward_intermediates``; of a plain transformer normed, as tokens (b, h w, c) where it gives them."""
-    if not is_plain(network):
+    if not is_plain(network) or not hasattr(getattr(network, "patch_embed", None), "dynamic_feat_size"):
         return network.forward_intermediates(pixels, **options)
     try:
         return network.forward_intermediates(pixels, norm=True, output_fmt="NLC", **options)
@@ -214,7 +220,7 @@ def declare(architecture: str, network: Any, size: Grid) -> dict[str, Stage]:
             network.eval()
             with torch.no_grad():
                 found = tap(network, torch.zeros(1, 3, *size), indices, True)
-    except (AssertionError, RuntimeError, ValueError) as error:
+    except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
         reason = _why(network, size, error)
         raise ConfigError(f"{architecture} cannot take {size[0]} x {size[1]} px: {reason}") from None
     stages = {

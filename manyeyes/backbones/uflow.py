@@ -6,6 +6,7 @@ Where we differ: the layer norm has no learned affine part, because the flow tha
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Literal
 
 import torch.nn.functional as F
@@ -68,18 +69,23 @@ def uflow_cait(weights: str = "fb_dist_in1k") -> UFlowConfig:
 class UFlowExtractor(FeatureExtractor):
     """One normalised map per scale. Shapes: (b, 3, H, W) in [0, 1] -> k x (b, c_i, h_i, w_i).
 
-    A scale is named after its stage, and after its architecture too where there are several trunks.
+    A scale is named after its stage, after its architecture too where there are several trunks, and after the input
+    size where an architecture looks twice.
     """
 
     def __init__(self, config: UFlowConfig, pool: TrunkPool) -> None:
         taps, specs = [], []
         self_named = len(config.sources) == 1
+        architectures = Counter(source.trunk.architecture for source in config.sources)
         for source in config.sources:
             trunk = pool.get(source.trunk)
+            owner = source.trunk.architecture
+            if architectures[owner] > 1:
+                owner += "-" + "x".join(map(str, trunk.input_size))
             for index in source.stages:
                 stage = trunk.stage(str(index))
                 taps.append(Tap(trunk, stage))
-                specs.append(spec_of(stage, stage.name if self_named else f"{source.trunk.architecture}.{stage.name}"))
+                specs.append(spec_of(stage, stage.name if self_named else f"{owner}.{stage.name}"))
         super().__init__(taps, distinct(specs))
         self.layer_norms = tuple(source.layer_norm for source in config.sources for _ in source.stages)
 

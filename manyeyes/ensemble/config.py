@@ -17,7 +17,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from manyeyes.backbones import ExtractorConfig
-from manyeyes.config import Config
+from manyeyes.config import Config, Seed
 from manyeyes.data import Frame
 from manyeyes.errors import ConfigError
 from manyeyes.fusion import (
@@ -84,7 +84,7 @@ class EnsembleConfig(Config):
     """Everything that a fit depends on besides the pictures. Equal fingerprints give equal ensembles."""
 
     name: Name = "ensemble"
-    seed: int = Field(0, ge=0, description="seeds the held-out split, the coresets and the discriminator")
+    seed: Seed = Field(0, description="seeds the held-out split, the coresets and the discriminator")
     frame: Frame = Field(Frame(), description="how a picture is brought to the canvas that all trunks see")
     members: tuple[MemberConfig, ...] = Field(min_length=1)
     fusion: EnsembleFusionConfig = Field(IndependentPcaConfig(), description="how the members' maps become one map")

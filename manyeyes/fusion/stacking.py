@@ -16,7 +16,7 @@ from einops import repeat
 from pydantic import Field
 from torch import Tensor
 
-from manyeyes.config import Config
+from manyeyes.config import Config, Seed
 from manyeyes.fusion.contract import Combiner
 
 
@@ -126,7 +126,7 @@ class StackingForestConfig(Config):
     kind: Literal["stacking_forest"] = "stacking_forest"
     trees: int = Field(200, ge=1, description="number of trees")
     depth: int = Field(4, ge=1, le=64, description="deepest level of a tree")
-    seed: int = Field(0, ge=0, description="seed of the bootstrap and of the features tried")
+    seed: Seed = Field(0, description="seed of the bootstrap and of the features tried")
 
     def build(self, names: Sequence[str]) -> StackingForest:
         return StackingForest(self, names)

@@ -26,10 +26,12 @@ from manyeyes.heads.contract import MapHead
 from manyeyes.heads.positions import sample_positions
 
 MARGIN, SLOPE = 0.5, 0.2
+ROUNDING = 1e-6
+"""A deviation below this part of the mean is float32 rounding of a constant."""
 
 
 class DiscriminatorConfig(Config):
-    """``noise`` is the range of the noise's standard deviation, in root-mean-squares of the features."""
+    """``noise`` is the range of the noise's standard deviation, in root-mean-squares of the centred features."""
 
     reads: ClassVar[Literal["map"]] = "map"
     kind: Literal["discriminator"] = "discriminator"
@@ -56,7 +58,7 @@ class Discriminator(MapHead):
     """Score of a position = minus the discriminator's output there.
 
     Shapes: (b, d, h, w) -> (b, h, w). Units: of the margin, near -0.5 on normal features and 0.5 on noisy ones.
-    Raises: DataError if the features are all zero or not finite; NotFittedError before ``fit``.
+    Raises: DataError if the features are all equal or not finite; NotFittedError before ``fit``.
     """
 
     weights_: Tensor
@@ -71,11 +73,14 @@ class Discriminator(MapHead):
     def fit(self, embeddings: Iterable[Tensor], seed: int) -> Self:
         """Train on stored features; the fitted network keeps its batch norm folded into the first layer."""
         features = sample_positions(embeddings, self.config.positions, seed, self.channels)
-        scale = features.square().mean().sqrt()
-        if not bool(scale > 0):
-            raise DataError("discriminator: all features are zero; the training pictures may be constant")
+        # Of the centred features: a constant that some blocks leave in them is no part of their spread.
+        spread, centre = torch.var_mean(features, dim=0, correction=0)
+        scale = spread.mean().sqrt()
+        if not bool(scale > ROUNDING * centre.square().mean().sqrt()):
+            raise DataError("discriminator: all features are equal; the training pictures may be constant")
         with torch.inference_mode(False), torch.enable_grad():
-            hidden, norm, output = self._train(features.clone(), float(scale), seed)
+            trainable = features.clone() if features.is_inference() else features
+            hidden, norm, output = self._train(trainable, float(scale), seed)
         mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
         gain = norm.weight / torch.sqrt(variance + norm.eps)
         self.weights_ = (hidden.weight * gain[:, None]).detach()

@@ -23,13 +23,12 @@ COLUMN_BLOCK = 32
 
 @dataclass(frozen=True)
 class Positions:
-    """Sampled positions in the order of the stream. Shapes: ``values`` (n, d) float32; ``image_ids`` (n,) int64.
+    """Sampled positions in the order of the stream, and the number of those that they were drawn from.
 
-    ``image_ids`` counts images from 0; ``seen`` is the number of positions that the sample was drawn from.
+    Shapes: ``values`` (n, d) float32.
     """
 
     values: Tensor
-    image_ids: Tensor
     seen: int
 
 
@@ -43,7 +42,7 @@ def sample_positions(embeddings: Iterable[Tensor], limit: int, seed: int, channe
 
 @torch.no_grad()
 def draw_positions(embeddings: Iterable[Tensor], limit: int, seed: int, channels: int | None = None) -> Positions:
-    """`sample_positions` with the image of each position. Memory: ``limit`` x d, and one batch.
+    """`sample_positions` with the number of all. Memory: the sample, for a moment twice as it grows, and one batch.
 
     Raises: DataError if there is no position or a value is not finite; ShapeError if a batch is no map, or d is not
             ``channels``, by default that of the first batch.
@@ -51,26 +50,29 @@ def draw_positions(embeddings: Iterable[Tensor], limit: int, seed: int, channels
     if limit < 1:
         raise DataError(f"sample of positions: expected a limit of at least 1, got {limit}")
     draws = np.random.default_rng(seed)
-    keys, orders, images = np.empty(limit), np.empty(limit, np.int64), np.empty(limit, np.int64)
+    keys, orders = np.empty(0), np.empty(0, np.int64)
     kept: Tensor | None = None
     seen = image_count = 0
     for batch in embeddings:
         channels = _check(batch, image_count, channels)
         rows = rearrange(batch, "b d h w -> (b h w) d")
         if kept is None:
-            kept = torch.empty(limit, channels, device=rows.device)
+            kept = torch.empty(0, channels, device=rows.device)
+        if len(keys) < min(limit, seen + len(rows)):
+            room = min(limit, max(2 * len(keys), seen + len(rows)))
+            keys, orders = np.resize(keys, room), np.resize(orders, room)
+            kept = torch.cat([kept, kept.new_empty(room - len(kept), channels)])
         new_keys = draws.random(len(rows))
         entering, slots = _exchange(keys[: min(seen, limit)], new_keys, limit)
         keys[slots] = new_keys[entering]
         orders[slots] = seen + entering
-        images[slots] = image_count + entering // max(1, batch.shape[2] * batch.shape[3])
         kept[_indices(slots, kept)] = rows[_indices(entering, rows)].float()
         seen += len(rows)
         image_count += len(batch)
     if kept is None or not seen:
         raise DataError("expected embeddings of at least one normal image, got none; look at the training folder")
     order = np.argsort(orders[: min(seen, limit)])
-    return Positions(_reordered(kept, _indices(order, kept)), _indices(images[order], kept), seen)
+    return Positions(_reordered(kept, _indices(order, kept)), seen)
 
 
 def _check(batch: Tensor, first_image: int, channels: int | None) -> int:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from manyeyes.config import Config
 from manyeyes.errors import DataError
+from manyeyes.files import source_digest
 from manyeyes.heads.contract import Pyramid, PyramidHead, unseen
 from manyeyes.heads.flow import UShape
 from manyeyes.heads.flow_training import Schedule, train
@@ -44,7 +45,10 @@ class UFlowHeadConfig(Config):
 
 
 def paper_schedule(images: int) -> Schedule:
-    """Adam at 1e-4 for 200 epochs of ``images`` pictures in batches of 16: hours without a GPU."""
+    """Adam at 1e-4 for 200 epochs of ``images`` pictures in batches of 16: hours without a GPU.
+
+    The paper keeps this rate throughout; here it is the peak of `Schedule.rate`, and gradients are clipped.
+    """
     return Schedule(steps=200 * max(1, images // 16), batch=16, learning_rate=1e-4, weight_decay=1e-5)
 
 
@@ -84,6 +88,7 @@ class UFlowHead(PyramidHead):
             self.mean_, self.deviation_ = channel_moments(pyramids, self.specs)
         self.flow = self._fresh(seed).to(self.mean_.device)
         identity = f"{self.config.fingerprint()}|{[(spec.channels, spec.grid) for spec in self.specs]}|{seed}"
+        identity = f"{identity}|{source_digest('heads', 'checkpoint.py')}"  # newer code would go on another way
         try:
             with torch.inference_mode(False), torch.enable_grad():
                 source = _Standardised(self, pyramids)

@@ -244,6 +244,7 @@ def test_bad_stages_are_refused(config: Any, words: str) -> None:
         (PatchCoreConfig, {"neighbourhood": 4}, "expected an odd side, such as 5"),
         (PatchCoreConfig, {"trunk": {"size": 0}}, "trunk.size"),
         (EfficientAdConfig, {"trunk": {"teacher": {"padding": True}}}, "trunk.teacher: .*expected padding: false"),
+        (EfficientAdConfig, {"trunk": {"teacher": {"seed": 2**64}}}, "trunk.teacher.seed: "),
         (EfficientAdConfig, {"maps": ["loacl"]}, "maps.0: "),
         (EfficientAdConfig, {"trunk": {"training": {"schedule": {"crop": 30}}}}, "trunk.training.schedule.crop: "),
     ],

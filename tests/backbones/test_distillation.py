@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 from sklearn.metrics import r2_score
 from torch import Tensor, nn
 
@@ -122,6 +123,22 @@ def test_where_a_stage_looks_is_measured() -> None:
     trunk = Block(96)
     for centre in first_centre(trunk, trunk.stage("any")):
         assert centre == pytest.approx(4, abs=0.3)
+
+
+class Attending(Block):
+    """Answers a little everywhere, as a transformer does: the more, the farther it lets a change travel."""
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, stages: Sequence[str]) -> dict[str, Tensor]:
+        value = F.avg_pool2d(images, 8)
+        spread = value + value.mean(dim=(2, 3), keepdim=True)
+        return dict.fromkeys(stages, spread.repeat(1, self.channels // 3, 1, 1))
+
+
+def test_an_answer_from_everywhere_does_not_displace_what_is_measured() -> None:
+    trunk = Attending(96)
+    for centre in first_centre(trunk, trunk.stage("any")):
+        assert centre == pytest.approx(4, abs=0.5)
 
 
 def test_targets_are_read_where_the_network_looks() -> None:
@@ -276,10 +293,18 @@ def test_the_held_out_figure_is_scikit_learns_r2(tmp_path: Path) -> None:
 def test_too_few_pictures_and_too_large_crops_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="at least 2 pictures to learn from and to measure on, got 1"):
         run(small(), tmp_path / "checkpoint", count=1)
-    with pytest.raises(ConfigError, match=r"crop: expected at most the image size \(48, 48\), got 49"):
-        run(small(crop=49), tmp_path / "checkpoint")
+    with pytest.raises(ValidationError, match="crop: expected at most the image size 48, got 49"):
+        small(crop=49)
 
 
 def test_a_loss_that_is_not_finite_names_its_step(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"not finite at step \d; lower learning_rate"):
         run(small(learning_rate=1e30, norms=False, weight_decay=0.0), tmp_path / "checkpoint")
+
+
+def test_a_last_step_that_spoils_the_network_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Its loss was finite; no later step would notice."""
+    checkpoint = tmp_path / "checkpoint"
+    with pytest.raises(DataError, match="the loss is not finite at step 1; lower learning_rate"):
+        run(small(steps=1, refit=0, learning_rate=1e30, norms=False), checkpoint)
+    assert not checkpoint.exists()

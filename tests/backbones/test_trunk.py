@@ -18,6 +18,8 @@ from manyeyes.errors import ConfigError, ManyeyesError
 
 CONVOLUTIONAL = ["resnet10t", "test_efficientnet", "test_convnext", "test_byobnet", "test_nfnet"]
 TRANSFORMERS = ["test_vit", "test_vit2", "test_vit4", "test_vit_relpos", "cait_xxs24_224"]
+FIXED = ["resmlp_12_224", "xcit_nano_12_p16_224", "tnt_s_patch16_224"]
+"""Networks of one width whose patches do not tell their grid, or that give maps only."""
 
 
 def build(architecture: str, **fields: Any) -> trunk.TimmTrunk:
@@ -35,6 +37,13 @@ def test_declared_stages_equal_what_comes_out(architecture: str, size: Any) -> N
     for name, value in built(images(), list(built.stages)).items():
         stage = built.stage(name)
         assert (name, tuple(value.shape)) == (stage.name, (2, stage.channels, *stage.grid))
+
+
+@pytest.mark.parametrize("architecture", FIXED)
+def test_networks_that_are_neither_are_declared_too(architecture: str) -> None:
+    built = build(architecture, size=224)
+    value = built(torch.rand(1, 3, 224, 224), ["1"])["1"]
+    assert tuple(value.shape[1:]) == (built.stage("1").channels, *built.stage("1").grid) == (value.shape[1], 14, 14)
 
 
 @pytest.mark.parametrize("architecture", CONVOLUTIONAL)

@@ -46,5 +46,8 @@ def test_scales_of_two_trunks_carry_their_architecture() -> None:
     ]
     member = UFlowConfig.parse({"sources": values}).build(TrunkPool())
     assert [spec.name for spec in member.specs] == ["cait_xxs24_224.1", "test_vit.1"]
-    with pytest.raises(ConfigError, match=r"test_vit\.1 named twice"):
+    larger = {**values[0], "trunk": {**values[0]["trunk"], "size": 64}}
+    twice = UFlowConfig.parse({"sources": [values[0], larger]}).build(TrunkPool())
+    assert [spec.name for spec in twice.specs] == ["cait_xxs24_224-32x32.1", "cait_xxs24_224-64x64.1"]
+    with pytest.raises(ConfigError, match=r"test_vit-32x32\.1 named twice"):
         UFlowConfig.parse({"sources": [values[1], values[1]]}).build(TrunkPool())

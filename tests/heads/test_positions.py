@@ -28,7 +28,6 @@ def test_sample_is_distinct_ordered_and_independent_of_batches(images, limit, si
     order = drawn.values[:, 0]
     assert len(order) == min(limit, images * 6)
     assert (order.diff() > 0).all()
-    assert torch.equal(drawn.image_ids, drawn.values[:, 1].long())
     assert drawn.seen == images * 6
     assert torch.equal(drawn.values, sample_positions([values], limit, seed))
 
@@ -50,7 +49,12 @@ def test_seeds_differ():
 def test_grids_may_differ_between_batches():
     small, large = numbered(2), numbered(2, 4, 5)
     drawn = draw_positions([small, large], 1000, 0)
-    assert drawn.image_ids.tolist() == [0] * 6 + [1] * 6 + [2] * 20 + [3] * 20
+    assert drawn.values[:, 1].tolist() == [0] * 6 + [1] * 6 + [0] * 20 + [1] * 20
+
+
+def test_a_limit_beyond_all_memory_takes_what_is_there():
+    values = numbered(4)
+    assert torch.equal(sample_positions(values.split(1), 10**13, 0)[:, 0], torch.arange(24.0))
 
 
 def test_sample_shares_no_memory_with_the_stream_and_is_float32():
