@@ -253,7 +253,7 @@ def main() -> None:
             if ensemble.config.heads:
                 fused, _ = fitting(with_steps(feature_level(ensemble.config), SHORT))
                 tables["prediction"].append(prediction_row(fused, samples, arguments.rounds, fitting))
-            tables["separate"].append(separate_row(ensemble, samples, max(1, arguments.rounds // 2), fitting))
+            tables["separate"].append(separate_row(ensemble, samples, arguments.rounds, fitting))
         if device.type == "cuda" or arguments.throughput:
             tables["throughput"] = throughput_rows(arguments.compile, Fitting(image_set, Path(folder) / "gpu", device))
     text = report(tables, arguments, len(image_set.train), device)

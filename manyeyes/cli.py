@@ -224,7 +224,9 @@ def compare(
     from manyeyes.progress import shown
 
     numbers = None if seeds is None else seeds_of(seeds)
-    declared = named_study(configs, data, set_ or (), layout).but(numbers, folds, baseline, leave_one_out, choose)
+    declared = named_study(configs, data, set_ or (), layout).but(
+        seeds=numbers, folds=folds, baseline=baseline, leave_one_out=leave_one_out, choose=choose
+    )
     for image_set in declared.sets:
         _tell(image_set.notes)
     with shown(quiet) as progress:
@@ -365,13 +367,25 @@ def main() -> None:
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":  # torch's
             raise
-        _leave(f"out of memory ({error}); take a smaller --batch-size, or --device cpu")
+        _leave(f"out of memory ({error}); take a smaller batch, fewer pictures at once, or --device cpu")
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     if status == INTERRUPTED:
-        typer.echo("manyeyes: stopped; finished parts are kept, --resume goes on where a run stopped", err=True)
+        typer.echo(f"manyeyes: stopped; {_going_on(sys.argv[1:])}", err=True)
     if isinstance(status, int):  # what --help, --version and typer.Exit leave with
         raise SystemExit(status)
+
+
+def _going_on(words: list[str]) -> str:
+    """What an interrupted command has left, and how it goes on."""
+    command = next((word for word in words if not word.startswith("-")), "")
+    return {
+        "train": "finished parts are kept, and the same command with --resume goes on",
+        "compare": "finished cells are kept, and the same command goes on",
+        "demo": "finished cells are kept, and the same command goes on",
+        "distill": "the last checkpoint is kept, and the same command goes on",
+        "predict": "what was written is kept, with a list of it in verdicts.json",
+    }.get(command, "nothing is left half-written")
 
 
 def _leave(message: str) -> NoReturn:

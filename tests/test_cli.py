@@ -160,7 +160,7 @@ def test_an_interrupt(manyeyes: Call, config: Path, parts: ImageSet, tmp_path: P
     monkeypatch.setattr("manyeyes.ensemble.train_run", interrupt)
     code, _, err = train(manyeyes, config, parts.root, tmp_path / "run")
     assert code == 130
-    assert "--resume goes on where a run stopped" in err
+    assert "the same command with --resume goes on" in err
     assert "Traceback" not in err
 
 
@@ -173,7 +173,7 @@ def test_too_little_memory_is_one_line(
     monkeypatch.setattr("manyeyes.ensemble.train_run", exhausted)
     said = refused("train", str(config), "--data", str(parts.root), "--out", str(tmp_path / "run"), "--device", "cpu")
     assert "out of memory" in said
-    assert "take a smaller --batch-size" in said
+    assert "take a smaller batch" in said
 
 
 def test_labelled_pictures_need_no_training_split(
@@ -345,7 +345,8 @@ def test_a_mask_of_another_size(manyeyes: Call, trained: Path, tmp_path: Path) -
         (["compare", "CONFIG", "--folds", "1"], "folds: expected a number from 2"),
         (["compare", "CONFIG", "--data", "PLAIN"], "has no test pictures"),
         (["presets", "nope"], "neither a file nor a preset"),
-        (["metrics", "nowhere"], "nowhere"),
+        (["metrics", "nowhere"], "nowhere/test: does not exist"),
+        (["compare", "CONFIG", "--ray", "nonsense"], "--ray nonsense: no cluster answers there"),
         (["synthesize", "flat-connector", "--out", "PLAIN", "--quiet"], "expected a new or empty folder"),
         (["frobnicate"], "No such command 'frobnicate'"),
     ],

@@ -140,7 +140,7 @@ class RayCluster(Engine):
             options |= {"num_cpus": self.jobs, "include_dashboard": False}
         try:
             self.ray.init(self.address, **options)
-        except ConnectionError as error:
+        except (ConnectionError, ImportError, RuntimeError, ValueError) as error:  # Ray's own, for a bad address too
             raise ConfigError(
                 f"--ray {self.address}: no cluster answers there ({' '.join(str(error).split())[:160]}); "
                 "expected local, auto, or an address such as ray://head:10001"
