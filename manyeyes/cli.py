@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -25,7 +26,10 @@ synthesize = typer.Typer(no_args_is_help=True, help="Draw a data set of made par
 app.add_typer(synthesize, name="synthesize")
 
 Out = Annotated[Path, typer.Option("--out", help="folder to write to")]
-Json = Annotated[Path | None, typer.Option("--json", help="write the figures to this file")]
+Json = Annotated[Path | None, typer.Option("--json", help="write the figures to this file; - prints them")]
+Rate = Annotated[float | None, typer.Option("--false-alarm-rate", help="alarm at another rate than the run's, in 0..1")]
+Threshold = Annotated[float | None, typer.Option("--threshold", help="alarm from this score on")]
+Seed = Annotated[int, typer.Option(help="another one draws other parts")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1")]
 PrecisionName = Literal["auto", "float32", "float16", "bfloat16"]
 Precision = Annotated[PrecisionName, typer.Option(help="precision of the trunks")]
@@ -58,7 +62,7 @@ def _common(
 
 
 @app.command(epilog="Example: `manyeyes demo --out demo`")
-def demo(out: Out = Path("demo"), seed: int = 0, quiet: Quiet = False) -> None:
+def demo(out: Out = Path("demo"), seed: Seed = 0, quiet: Quiet = False) -> None:
     """Make a data set, train four ensembles, print their table and write a report. Takes minutes, needs no download."""
     from manyeyes.experiments.demo import run_demo
     from manyeyes.progress import shown
@@ -121,6 +125,8 @@ def evaluate(
     data: Annotated[Path, typer.Option("--data", help="folder of pictures with a test split")],
     json: Json = None,
     layout: Layout = "auto",
+    false_alarm_rate: Rate = None,
+    threshold: Threshold = None,
     device: Device = "auto",
     precision: Precision = "auto",
     batch_size: Batch = 8,
@@ -130,12 +136,10 @@ def evaluate(
 ) -> None:
     """Measure a run on the test pictures of a set."""
     from manyeyes.data import layout_of, read_image_set
-    from manyeyes.experiments.evaluation import evaluate_run, summary
-    from manyeyes.files import make_folder, write_json
+    from manyeyes.experiments.evaluation import Alarm, evaluate_run, in_words, summary
     from manyeyes.progress import shown
 
-    if json:  # fails now, not when the figures are there
-        make_folder(json.parent)
+    _require_place(json)
     image_set = read_image_set(data, layout_of(layout))
     _tell(image_set.notes)
     with shown(quiet) as progress:
@@ -147,11 +151,14 @@ def evaluate(
             batch_size=batch_size,
             skip_bad=skip_bad,
             compiled=compile_,
+            alarm=Alarm(false_alarm_rate, threshold),
             progress=progress,
         )
     if json:
-        write_json(json, figures)
-    _print_table(summary(figures))
+        _put(json, figures)
+    _print_table(summary(figures), aside=_is_stdout(json))
+    for line in in_words(figures):
+        typer.echo(line, err=_is_stdout(json))
 
 
 @app.command(epilog="Example: `manyeyes predict runs/connector new/*.png --out verdicts --json verdicts.json`")
@@ -160,6 +167,8 @@ def predict(
     paths: Annotated[list[Path], typer.Argument(help="pictures or folders of pictures")],
     out: Out,
     json: Json = None,
+    false_alarm_rate: Rate = None,
+    threshold: Threshold = None,
     device: Device = "auto",
     precision: Precision = "auto",
     batch_size: Batch = 8,
@@ -168,12 +177,11 @@ def predict(
     quiet: Quiet = False,
 ) -> None:
     """Score pictures: heatmaps, masks and maps; boxes, scores and decisions in OUT/verdicts.json."""
+    from manyeyes.experiments.evaluation import Alarm
     from manyeyes.experiments.prediction import predict_paths
-    from manyeyes.files import make_folder, write_json
     from manyeyes.progress import shown
 
-    if json:
-        make_folder(json.parent)
+    _require_place(json)
     with shown(quiet) as progress:
         verdicts = predict_paths(
             run,
@@ -184,12 +192,13 @@ def predict(
             batch_size=batch_size,
             skip_bad=skip_bad,
             compiled=compile_,
+            alarm=Alarm(false_alarm_rate, threshold),
             progress=progress,
         )
     if json:
-        write_json(json, verdicts)
+        _put(json, verdicts)
     alarms = sum(item["alarm"] for item in verdicts["pictures"])
-    typer.echo(f"{len(verdicts['pictures'])} pictures, {alarms} alarms: {out}")
+    typer.echo(f"{len(verdicts['pictures'])} pictures, {alarms} alarms: {out}", err=_is_stdout(json))
 
 
 @app.command(epilog="Example: `manyeyes compare bundled-score bundled-global --data parts/connector --out study`")
@@ -257,7 +266,7 @@ def distill(
     trunk: Annotated[str, typer.Option(help="timm model to learn from, with or without tag")] = "resnet18",
     stages: Annotated[str, typer.Option(help="its stages, comma-separated, 384 channels or more together")] = "2,3",
     size: Annotated[Literal["small", "medium"], typer.Option(help="PDN-S or PDN-M")] = "small",
-    set_: Set = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="override a field: steps=5000")] = None,
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
@@ -272,7 +281,7 @@ def distill(
 
 
 @synthesize.command("flat-connector", epilog="Example: `manyeyes synthesize flat-connector --out parts/connector`")
-def flat_connector(out: Out, seed: int = 0, quiet: Quiet = False) -> None:
+def flat_connector(out: Out, seed: Seed = 0, quiet: Quiet = False) -> None:
     """A brushed-metal flat connector with holes, logical and structural defects, in the LOCO layout."""
     from manyeyes.data.synthesize import synthesize_flat_connector
     from manyeyes.progress import shown
@@ -291,15 +300,8 @@ def metrics(
 ) -> None:
     """Measure anyone's anomaly maps with the same ruler."""
     from manyeyes.experiments.metrics.maps import evaluate_maps
-    from manyeyes.files import write_json
 
-    figures = evaluate_maps(maps, data, layout=layout)
-    if json:
-        write_json(json, figures)
-    else:
-        import json as js
-
-        typer.echo(js.dumps(figures, indent=2))
+    _put(json or STDOUT, evaluate_maps(maps, data, layout=layout))
 
 
 @app.command(epilog="Example: `manyeyes schema > ensemble.schema.json`")
@@ -335,8 +337,34 @@ def _print_study(study: Study) -> None:
     typer.echo(f"report: {study.report}")
 
 
-def _print_table(rows: list[dict[str, str]]) -> None:
-    """Print rows as a table whose columns are the keys of the first."""
+STDOUT = Path("-")
+
+
+def _is_stdout(json: Path | None) -> bool:
+    return json == STDOUT
+
+
+def _require_place(json: Path | None) -> None:
+    """Fails now, not when the figures are there."""
+    from manyeyes.files import make_folder
+
+    if json and not _is_stdout(json) and not json.exists():
+        make_folder(json.parent)
+
+
+def _put(json: Path, values: Any) -> None:
+    import json as js
+
+    from manyeyes.files import write_json
+
+    if _is_stdout(json):
+        typer.echo(js.dumps(values, indent=2))
+    else:
+        write_json(json, values)
+
+
+def _print_table(rows: list[dict[str, str]], aside: bool = False) -> None:
+    """Print rows as a table whose columns are the keys of the first; ``aside`` on standard error."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -346,7 +374,8 @@ def _print_table(rows: list[dict[str, str]]) -> None:
         table.add_column(column, justify="left" if index == 0 else "right")
     for row in rows:
         table.add_row(*row.values())
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    stream = sys.stderr if aside else sys.stdout
+    Console(width=None if stream.isatty() else 160, stderr=aside).print(table)
 
 
 # Typer re-exports only this child of Click's error for wrong arguments, and newer versions bring their own Click.
@@ -356,6 +385,9 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Entry point: every error that a user can mend is one line and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # what a terminal cannot show is no reason to stop
+            stream.reconfigure(errors="replace")
     try:
         status = app(standalone_mode=False)
     except ManyeyesError as error:

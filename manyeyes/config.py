@@ -79,7 +79,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def override(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """A copy of ``values`` with each ``a.b.0.c=value`` set; the value is read as YAML, digits index lists."""
+    """A copy of ``values`` with each ``a.b.0.c=value`` set; the value is read as YAML.
+
+    Entries of lists go by their number, their name or, where they have none, their kind: ``members.lite0.fuse=false``.
+    """
     changed = copy.deepcopy(values)
     for item in overrides:
         path, equals, text = item.partition("=")
@@ -96,10 +99,12 @@ def _set(node: Any, keys: list[str], value: Any) -> None:
     for depth, key in enumerate(keys):
         last = depth == len(keys) - 1
         if isinstance(node, list):
-            if not key.isdecimal() or int(key) >= len(node):
+            index = _place(node, key)
+            if index is None:
                 allowed = f"a number from 0 to {len(node) - 1}" if node else "nothing, it is empty"
+                names = [name for name in map(_name, node) if name]
+                allowed += f" or one of {', '.join(names)}" if names else ""
                 raise IndexError(f"{'.'.join(keys[:depth])} is a list: expected {allowed} after it, got {key!r}")
-            index = int(key)
             if last:
                 node[index] = value
             else:
@@ -116,10 +121,38 @@ def _set(node: Any, keys: list[str], value: Any) -> None:
             raise ValueError(f"{'.'.join(keys[:depth])} is a value, it has no field {key!r}")
 
 
+def _place(items: list[Any], key: str) -> int | None:
+    """Where in a list a number or the name of an entry (its kind, where it has no name) points, if it does."""
+    if key.isdecimal():
+        return int(key) if int(key) < len(items) else None
+    found = [index for index, item in enumerate(items) if _name(item) == key]
+    return found[0] if len(found) == 1 else None
+
+
+def _name(item: Any) -> str | None:
+    return item.get("name", item.get("kind")) if isinstance(item, dict) else None
+
+
+def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """``values`` with ``changes`` laid over them, mapping by mapping; lists are replaced, and so is another kind."""
+    result = dict(values)
+    for key, value in changes.items():
+        old = result.get(key)
+        if isinstance(old, dict) and isinstance(value, dict) and value.get("kind", old.get("kind")) == old.get("kind"):
+            result[key] = merged(old, value)
+        else:
+            result[key] = value
+    return result
+
+
 def describe(error: ValidationError) -> str:
     """Every problem of a pydantic error in one line: field, what came, what is allowed."""
     problems = []
+    places = [item["loc"] for item in error.errors()]
     for item in error.errors():
+        depth = len(item["loc"])
+        if item["type"] == "too_short" and any(len(at) > depth and at[:depth] == item["loc"] for at in places):
+            continue  # a list lacks what is wrong in it
         field = ".".join(str(part) for part in item["loc"]) or "top level"
         kind, context = item["type"], item.get("ctx", {})
         if kind == "extra_forbidden":

@@ -7,6 +7,8 @@ import hashlib
 import json
 import os
 import shutil
+import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -28,10 +30,15 @@ ADVICE = {
 def writing(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside ``path`` to write to; rename it into place if the body succeeds.
 
-    A killed process leaves the old file whole. Missing folders are made.
+    A killed process leaves the old file whole. Missing folders are made. A link stays a link, and what is no plain file
+    (a pipe, a device such as /dev/stdout) is written into instead of being replaced.
     Raises: RunError naming the file and the way out if the disk is full or the folder cannot be written.
     """
-    path = Path(path)
+    if _is_special(path):
+        with _writing_into(Path(path)) as temporary:
+            yield temporary
+        return
+    path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,6 +54,31 @@ def writing(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # it would hide the error above, such as a path that leads through a file
             temporary.unlink(missing_ok=True)
+
+
+def _is_special(path: str | Path) -> bool:
+    """Whether there is something that a file must not take the place of."""
+    if str(Path(path).absolute()).startswith(("/dev/", "/proc/")):
+        return True
+    try:
+        mode = Path(path).stat().st_mode
+    except OSError:
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+@contextmanager
+def _writing_into(path: Path) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        temporary = Path(folder) / path.name
+        temporary.touch()
+        yield temporary
+        try:
+            with open(path, "wb") as target:
+                target.write(temporary.read_bytes())
+        except OSError as error:
+            reason = ADVICE.get(error.errno or 0, error.strerror or str(error))
+            raise RunError(f"{path}: cannot be written: {reason}") from None
 
 
 @cache

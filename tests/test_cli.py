@@ -99,6 +99,51 @@ def test_compare(manyeyes: Call, config: Path, parts: ImageSet, tmp_path: Path) 
     assert (tmp_path / "study/report.html").stat().st_size > 1000
 
 
+def test_figures_go_to_standard_output_and_nothing_else_does(manyeyes: Call, trained: Path, parts: ImageSet) -> None:
+    code, out, err = manyeyes("evaluate", trained, "--data", parts.root, "--json", "-", "--device", "cpu", "--quiet")
+    assert code == 0
+    assert json.loads(out)["image"]["auroc"] > 0.5
+    assert "image AUROC" in err
+    assert not Path("-").exists()
+
+
+def test_evaluate_says_what_the_threshold_does(manyeyes: Call, trained: Path, parts: ImageSet) -> None:
+    code, out, _ = manyeyes("evaluate", trained, "--data", parts.root, "--device", "cpu", "--quiet")
+    assert code == 0
+    good = sum(not sample.label for sample in parts.test)
+    assert re.search(rf"at its threshold \d+ of {good} good parts raise an alarm \(95 % interval", out)
+    assert re.search(rf"\d+ of {len(parts.test) - good} defective parts raise none", out)
+
+
+def test_a_set_of_good_parts_alone_says_why_figures_are_missing(
+    manyeyes: Call, trained: Path, parts: ImageSet, tmp_path: Path
+) -> None:
+    shutil.copytree(parts.root, tmp_path / "good", ignore=lambda folder, names: [n for n in names if n == "hole"])
+    for folder in (tmp_path / "good/test").iterdir():
+        if folder.name != "good":
+            shutil.rmtree(folder)
+    code, out, _ = manyeyes("evaluate", trained, "--data", tmp_path / "good", "--device", "cpu", "--quiet")
+    assert code == 0
+    assert "good parts raise an alarm" in out
+    assert "no figure: " in out
+    assert "defective parts raise none" not in out
+
+
+def test_alarm_begins_elsewhere_without_a_new_fit(
+    manyeyes: Call, trained: Path, parts: ImageSet, tmp_path: Path
+) -> None:
+    def alarms(*more: object) -> int:
+        folder = parts.root / "test"
+        manyeyes("predict", trained, folder, "--out", tmp_path / "out", "--device", "cpu", "--quiet", *more)
+        written = json.loads((tmp_path / "out/verdicts.json").read_text())
+        shutil.rmtree(tmp_path / "out")
+        return sum(picture["alarm"] for picture in written["pictures"])
+
+    assert alarms("--threshold", "1e9") == 0
+    assert alarms("--threshold", "-1e9") == len(parts.test)
+    assert alarms("--false-alarm-rate", "0.9") >= alarms()
+
+
 def test_demo_and_synthesize_hand_over(manyeyes: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[Any, ...]] = []
 
@@ -334,6 +379,8 @@ def test_a_mask_of_another_size(manyeyes: Call, trained: Path, tmp_path: Path) -
         (["evaluate", "RUN", "--json", "CONFIG/f.json"], "cannot be used as an output folder"),
         (["predict", "nowhere", "PLAIN", "--out", "OUT"], "nowhere: holds no finished run"),
         (["predict", "RUN", "nowhere.png", "--out", "OUT"], "nowhere.png: does not exist"),
+        (["predict", "RUN", "PLAIN", "--out", "OUT", "--false-alarm-rate", "2"], "false_alarm_rate: "),
+        (["predict", "RUN", "PLAIN", "--out", "OUT", "--false-alarm-rate", "0.1", "--threshold", "1"], "one of them"),
         (["predict", "RUN", "EMPTY", "--out", "OUT"], "holds no picture"),
         (["predict", "RUN", "CONFIG", "--out", "OUT"], "is no image"),
         (["predict", "RUN", "--out", "OUT"], "Missing argument"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from manyeyes.config import override
 from manyeyes.ensemble import PRESETS, EnsembleConfig, load_config
 from manyeyes.errors import ConfigError
+from manyeyes.fusion import GlobalPcaConfig
 
 GOOD = """
 members:
@@ -161,7 +163,7 @@ def test_another_kind_forgets_the_fields_of_the_old_one(tmp_path: Path) -> None:
         ("fusion.components.x=3", "is a value"),
         ("members.1.name=x", "a number from 0 to 0"),
         ("members.-1.name=x", "a number from 0 to 0"),
-        ("members.lite0.fuse=false", "members is a list: expected a number from 0 to 0"),
+        ("members.lite1.fuse=false", "members is a list: expected a number from 0 to 0 or one of lite0 after it"),
         ("seed=[", "--set"),
         ("seed=2024-13-45", "--set"),
         ("..=1", "unknown field"),
@@ -220,3 +222,46 @@ def test_configs_are_frozen_and_refuse_what_is_unknown() -> None:
         config.seed = 3  # type: ignore[misc]
     with pytest.raises(ConfigError, match=r"somewhere: sede: unknown field"):
         EnsembleConfig.parse(config.model_dump(mode="json") | {"sede": 1}, "somewhere")
+
+
+def test_entries_of_lists_go_by_name_or_kind(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD)
+    changed = load_config(str(path), ["members.lite0.heads.gaussian.shrinkage=oas", "heads.discriminator.steps=7"])
+    assert changed.members[0].heads[0].shrinkage == "oas"
+    assert changed.heads[0].steps == 7
+
+
+def test_two_entries_of_one_kind_are_not_guessed_between(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD.replace("[{kind: discriminator}]", "[{kind: memory_bank}, {kind: memory_bank}]"))
+    assert "heads is a list: expected a number from 0 to 1" in error_of(path, "heads.memory_bank.ratio=0.1")
+
+
+def test_a_file_may_extend_a_preset_or_another_file(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("base: bundled\nname: first\nfusion: {components: 64}\n")
+    second.write_text("base: first.yaml\nname: second\nfusion: {kind: global_pca}\nheads: [{kind: memory_bank}]\n")
+    bundled, one, two = load_config("bundled"), load_config(str(first)), load_config(str(second), ["seed=3"])
+    assert one.fusion == bundled.fusion.model_copy(update={"components": 64})
+    assert one.model_copy(update={"name": "bundled", "fusion": bundled.fusion}) == bundled
+    assert two.fusion == GlobalPcaConfig(), "another kind does not inherit the fields of the old one"
+    assert [head.kind for head in two.heads] == ["memory_bank"], "lists are replaced"
+    assert (two.members, two.seed) == (bundled.members, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("base: nope\n", "mine.yaml: base .*nope: neither a file nor a preset"),
+        ("base: mine.yaml\n", "mine.yaml: is its own base"),
+        ("base: bundled\nfusoin: {kind: global_pca}\n", "mine.yaml: fusoin: unknown field"),
+        ("base: [bundled]\n", "mine.yaml: base: expected the name of a preset or of a file, got"),
+    ],
+)
+def test_a_wrong_base_is_told(tmp_path: Path, text: str, why: str) -> None:
+    assert re.search(why, error_of(write(tmp_path, text)))
+
+
+def test_what_is_wrong_within_a_list_is_told_once() -> None:
+    message = error_of("bundled", "members.0.fuse=maybe")
+    assert message.startswith("preset bundled: members.0.fuse: Input should be a valid boolean")
+    assert ";" not in message

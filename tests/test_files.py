@@ -156,3 +156,35 @@ def test_files_have_the_permissions_of_any_other_file(tmp_path: Path) -> None:
     with writing(tmp_path / "tensors") as temporary:
         save_file({"a": torch.zeros(1)}, str(temporary))
     assert (tmp_path / "tensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_pipe_is_written_into_and_stays_one(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_json(pipe, {"a": 1})
+    assert json.loads(os.read(reader, 100)) == {"a": 1}
+    assert pipe.is_fifo()
+    assert names(tmp_path) == ["pipe"]
+    os.close(reader)
+
+
+def test_a_link_stays_a_link_and_its_file_is_written(tmp_path: Path) -> None:
+    real, link = tmp_path / "real.json", tmp_path / "link.json"
+    real.write_text("{}")
+    link.symlink_to(real)
+    write_json(link, {"a": 1})
+    assert link.is_symlink()
+    assert json.loads(real.read_text()) == {"a": 1}
+    dangling = tmp_path / "dangling.json"
+    dangling.symlink_to(tmp_path / "new.json")
+    write_json(dangling, {"b": 2})
+    assert json.loads((tmp_path / "new.json").read_text()) == {"b": 2}
+
+
+def test_a_device_is_written_into() -> None:
+    write_json("/dev/null", {"a": 1})
+    assert Path("/dev/null").is_char_device()
+    with pytest.raises(RunError, match="/dev/full: cannot be written: the disk is full"):
+        write_json("/dev/full", {"a": 1})
+    assert Path("/dev/full").is_char_device()

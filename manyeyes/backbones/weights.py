@@ -8,6 +8,7 @@ Nothing is unpickled: .pth files load with ``weights_only``.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import pickle
 from collections.abc import Mapping
@@ -122,6 +123,7 @@ def download(architecture: str, tag: str) -> dict[str, Tensor]:
     """The state that timm's own download gives, from its cache where it has one. Raises whatever timm raises."""
     import timm
 
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # each retry would be told; the end is, by our error
     state: dict[str, Tensor] = timm.create_model(f"{architecture}.{tag}", pretrained=True).state_dict()
     return state
 

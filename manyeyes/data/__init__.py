@@ -1,7 +1,7 @@
 """Image sets on disk: readers that list them, files as arrays, the canvas, batches, and ground truth by region."""
 
 from manyeyes.data.frame import Frame
-from manyeyes.data.images import MIN_SIDE, image_size, read_image, read_mask, read_mask_values
+from manyeyes.data.images import MIN_SIDE, image_size, read_image, read_mask, read_mask_values, to_rgb
 from manyeyes.data.listing import paths_to_samples
 from manyeyes.data.loading import Batch, ImageBatches
 from manyeyes.data.readers import (
@@ -54,4 +54,5 @@ __all__ = [
     "read_mask_values",
     "region_masks",
     "stem_of_masked",
+    "to_rgb",
 ]

@@ -48,6 +48,28 @@ def read_image(path: str | Path, bits: int = 16) -> NDArray[np.uint8]:
         return _eight_bit_rgb(values, declared or bits)
 
 
+def to_rgb(picture: Array | Image.Image, bits: int = 16) -> NDArray[np.uint8]:
+    """A picture in memory by the rules of `read_image`: an array of 8 or 16 bits or floats in 0..1, or Pillow's.
+
+    Arrays are grey (H, W) or (H, W, 1), RGB (H, W, 3) or RGBA (H, W, 4), in this order of the channels: OpenCV's own
+    pictures are BGR, ``picture[..., ::-1]`` turns them.
+    Shapes: -> (H, W, 3), both sides at least 8 px. Raises: DataError with the reason.
+    """
+    try:
+        if isinstance(picture, Image.Image):
+            values, declared = _turn(_colours(picture), _orientation(picture)), _declared_bits(picture)
+        else:
+            values, declared = np.asarray(picture), None
+        if values.ndim == 3 and values.shape[2] == 1:
+            values = values[..., 0]
+        if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] not in (3, 4)):
+            raise _Unusable(f"has the shape {values.shape}; expected (H, W), (H, W, 3) or (H, W, 4)")
+        _require_sides(values)
+        return _eight_bit_rgb(values, declared or bits)
+    except _Unusable as error:
+        raise DataError(f"picture in memory: {error}") from None
+
+
 def read_mask_values(path: str | Path) -> NDArray[np.uint8] | NDArray[np.uint16]:
     """The mask's values as stored, upright: LOCO looks them up.
 
@@ -133,10 +155,14 @@ def _decode(path: Path, to_array: Callable[[Image.Image], Array]) -> tuple[Array
             values = values if image.format == "TIFF" else _turn(values, turn)
     except UnidentifiedImageError:
         values, declared = _opencv(path), None
-    if min(values.shape[:2]) < MIN_SIDE:
-        h, w = values.shape[:2]
-        raise _Unusable(f"is {w} x {h} px; both sides must be at least {MIN_SIDE} px")
+    _require_sides(values)
     return values, declared
+
+
+def _require_sides(values: Array) -> None:
+    h, w = values.shape[:2]
+    if min(h, w) < MIN_SIDE:
+        raise _Unusable(f"is {w} x {h} px; both sides must be at least {MIN_SIDE} px")
 
 
 def _orientation(image: Image.Image) -> int:

@@ -7,6 +7,7 @@ from manyeyes.ensemble.presets import PRESETS, load_config, with_choice
 from manyeyes.ensemble.run import load_run, save_run
 from manyeyes.ensemble.store import FeatureStore
 from manyeyes.ensemble.training import Extraction, fit_ensemble, train_run
+from manyeyes.ensemble.verdicts import Verdict
 
 __all__ = [
     "PRESETS",
@@ -17,6 +18,7 @@ __all__ = [
     "MemberConfig",
     "Prediction",
     "ThresholdConfig",
+    "Verdict",
     "fit_ensemble",
     "load_config",
     "load_run",

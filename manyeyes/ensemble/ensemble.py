@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from manyeyes.backbones import Eyes, FeatureExtractor, TrainableTrunk, TrunkPool
+from manyeyes.device import Precision
 from manyeyes.ensemble.branch import Branch, Judgement
-from manyeyes.ensemble.config import EnsembleConfig
+from manyeyes.ensemble.config import EnsembleConfig, ThresholdConfig
 from manyeyes.ensemble.memory import Memory, fit_anew
 from manyeyes.ensemble.prediction import Prediction
 from manyeyes.ensemble.reading import Gathered, Reading, Taps, TapSource, require_difference
 from manyeyes.ensemble.spread import spread
-from manyeyes.ensemble.threshold import conformal_threshold
-from manyeyes.errors import DataError, NotFittedError
+from manyeyes.ensemble.threshold import conformal_threshold, guaranteed_rate
+from manyeyes.ensemble.verdicts import Picture, Verdict, verdicts
+from manyeyes.errors import ConfigError, DataError, NotFittedError, ShapeError
 from manyeyes.fitted import Fitted
 from manyeyes.fusion import Combiner, KnownMoments, ScoreNormaliser, ZScoreConfig
 from manyeyes.maps import Grid, all_finite, even_step, to_grid
 from manyeyes.progress import Advance, Progress, Silent
 
+CAN_PROMISE = "validation normals can promise a false-alarm rate"
 PIXELS = 65_536
 """Pixels per head that the map normaliser sees; more change nothing that shows."""
 LEAVE_OUT_GROUPS = 64
@@ -64,7 +68,10 @@ class Ensemble(Fitted):
         self.combiners = nn.ModuleDict({group: config.combiner.build(names) for group, names in self.groups.items()})
         self.a_contrario = config.mask.build() if config.mask.kind == "a_contrario" and map_names else None
         self.canvas: Grid = config.frame.sized(self._largest_input()).canvas
-        self.declare("score_threshold_", "map_threshold_", "guaranteed_rate_", "validation_scores_")
+        self._look_at_canvas()
+        self.declare(
+            "score_threshold_", "map_threshold_", "guaranteed_rate_", "validation_scores_", "validation_peaks_"
+        )
         self.eval()
 
     def _branches(self) -> list[Branch]:
@@ -126,6 +133,18 @@ class Ensemble(Fitted):
     def trainable(self) -> list[TrainableTrunk]:
         """Trunks that learn from good pictures before they look, trained or not."""
         return [trunk for trunk in self.eyes.each() if isinstance(trunk, TrainableTrunk)]
+
+    def _look_at_canvas(self) -> None:
+        """A note where a canvas that was asked for shows no trunk more than it would see anyway."""
+        (H, W), sizes = self.canvas, [trunk.input_size for trunk in self.eyes.each()]
+        where = "set members.NAME.extractor.trunk.size"
+        if all(h < H or w < W for h, w in sizes):
+            largest = " x ".join(map(str, self._largest_input()))
+            self.notes.append(
+                f"the canvas is {H} x {W} px, and no trunk looks at more than {largest}: {where}, too, to see finer"
+            )
+        elif all(H * w != W * h for h, w in sizes):
+            self.notes.append(f"every trunk looks at the canvas of {H} x {W} px in another shape: {where} to keep it")
 
     def _largest_input(self) -> Grid:
         sizes = [trunk.input_size for trunk in self.eyes.each()]
@@ -273,17 +292,46 @@ class Ensemble(Fitted):
         if n <= 2:
             left_out = self.combine(self._normalised(scores, self.names)).float().cpu()
             self.notes.append(f"only {n} validation normals: the threshold is a guess; give more good pictures")
-        threshold, guaranteed = conformal_threshold(left_out, rate)
+        self.validation_scores_ = left_out
+        self.validation_peaks_ = self._peaks(maps) if maps else torch.zeros(1)
+        self._promise(rate)
+
+    def _promise(self, rate: float) -> None:
+        """Thresholds of score and mask for a false-alarm rate, and a note where it cannot be promised."""
+        threshold, guaranteed = conformal_threshold(self.validation_scores_, rate)
+        self.notes = [note for note in self.notes if CAN_PROMISE not in note]
         if guaranteed > rate:
             self.notes.append(
-                f"{n} validation normals can promise a false-alarm rate of {guaranteed:.3f} at best, "
+                f"{len(self.validation_scores_)} {CAN_PROMISE} of {guaranteed:.3f} at best, "
                 f"not {rate:.3f}; give at least {int(1 / rate)} validation normals"
             )
         self.score_threshold_ = torch.tensor(threshold)
         self.guaranteed_rate_ = torch.tensor(guaranteed, dtype=torch.float64)
-        self.validation_scores_ = left_out
-        peaks = self._peaks(maps) if maps else torch.zeros(1)
-        self.map_threshold_ = torch.tensor(conformal_threshold(peaks, rate)[0])
+        self.map_threshold_ = torch.tensor(conformal_threshold(self.validation_peaks_, rate)[0])
+
+    def alarm_at(self, rate: float | None = None, threshold: float | None = None) -> Self:
+        """Move the thresholds of a fitted ensemble, without a picture; `save_run` keeps them.
+
+        ``rate``: score and mask for another false-alarm rate, from the validation normals of the fit.
+        ``threshold``: the score's alone, by hand; the guaranteed rate becomes what these normals say of it.
+
+        Raises: NotFittedError before ``fit`` or load; ConfigError unless one of them is given, within its range.
+        """
+        self.require_fit()
+        if (rate is None) == (threshold is None):
+            raise ConfigError("expected a false-alarm rate or a threshold, one of them")
+        if rate is not None:
+            asked = ThresholdConfig.parse({"false_alarm_rate": rate}, "threshold")
+            self.config = self.config.model_copy(update={"threshold": asked})
+            self._promise(rate)
+        elif threshold is not None:
+            if not math.isfinite(threshold):
+                raise ConfigError(f"threshold: expected a number, got {threshold}")
+            self.score_threshold_ = torch.tensor(threshold)
+            promised = guaranteed_rate(self.validation_scores_, threshold)
+            self.guaranteed_rate_ = torch.tensor(promised, dtype=torch.float64)
+            self.notes = [note for note in self.notes if CAN_PROMISE not in note]
+        return self
 
     def judge(self, taps: Taps, branches: Sequence[Branch] | None = None) -> Judgement:
         """Raw scores and maps of all heads, or of some ``branches``."""
@@ -365,8 +413,27 @@ class Ensemble(Fitted):
 
     @torch.inference_mode()
     def predict(self, images: Tensor) -> Prediction:
-        """Verdicts on pictures. Shapes: (b, 3, H, W) RGB in [0, 1], H and W the canvas -> `Prediction`."""
+        """Verdicts on pictures that are on the canvas; `verdicts` takes any.
+
+        Shapes: (b, 3, H, W) RGB in [0, 1], H and W the canvas -> `Prediction`. Raises: ShapeError, NotFittedError.
+        """
+        expected = (3, *self.canvas)
+        if images.ndim != 4 or tuple(images.shape[1:]) != expected:
+            raise ShapeError(
+                f"expected pictures on the canvas, (b, {', '.join(map(str, expected))}), got {tuple(images.shape)}; "
+                "`verdicts` takes pictures of any size"
+            )
         return self.predict_taps(self.eyes(images))
+
+    def verdicts(
+        self, pictures: Iterable[Picture], batch_size: int = 8, precision: Precision = "auto"
+    ) -> Iterator[Verdict]:
+        """Verdicts on files, arrays or Pillow's pictures of any size, in their order; maps and masks have their size.
+
+        Arrays are grey, RGB or RGBA, 8 or 16 bits or floats in 0..1; ``frame[..., ::-1]`` turns one of OpenCV's (BGR).
+        Raises: DataError for a picture that cannot be read or used; NotFittedError before ``fit`` or load.
+        """
+        return verdicts(self, pictures, batch_size, precision)
 
     def load_fitted(self, state: Mapping[str, Tensor]) -> None:
         """Take the fitted tensors of a saved ensemble of the same config.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from manyeyes.backbones import EfficientAdConfig, ExtractorConfig, PatchCoreConfig, TimmTrunkConfig, uflow_pyramid
-from manyeyes.config import override
+from manyeyes.config import merged, override, read_yaml
 from manyeyes.ensemble.config import EnsembleConfig, MemberConfig
 from manyeyes.errors import ConfigError
 from manyeyes.fusion import AutoConfig, FusionConfig, GlobalPcaConfig, IndependentPcaConfig, ScoreLevelConfig, SumConfig
@@ -188,14 +188,30 @@ PRESETS: dict[str, Preset] = {preset.name: preset for preset in _ALL}
 def load_config(name: str, overrides: Iterable[str] = ()) -> EnsembleConfig:
     """A preset by name or a YAML file by path, with ``field=value`` overrides.
 
+    A file may name another one or a preset as its ``base`` and give only what differs; lists replace the base's.
     Raises: ConfigError naming the file, the field and what is allowed.
     """
+    source = f"preset {name}" if name in PRESETS else name
+    return EnsembleConfig.parse(override(_declared(name), overrides), source)
+
+
+def _declared(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The plain values of a preset or a file, laid over those of its base."""
     if name in PRESETS:
-        values: dict[str, Any] = PRESETS[name].build().model_dump(mode="json")
-        return EnsembleConfig.parse(override(values, overrides), f"preset {name}")
+        return PRESETS[name].build().model_dump(mode="json")
     if not Path(name).exists():
-        raise ConfigError(f"{name}: neither a file nor a preset; presets: {', '.join(PRESETS)}")
-    return EnsembleConfig.from_yaml(name, overrides)
+        wanted = f"{above[-1]}: base {name}" if above else name
+        raise ConfigError(f"{wanted}: neither a file nor a preset; presets: {', '.join(PRESETS)}")
+    values = read_yaml(name)
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise ConfigError(f"{name}: base: expected the name of a preset or of a file, got {base!r}")
+    if name in above:
+        raise ConfigError(f"{name}: is its own base, by way of {', '.join(above)}")
+    source = base if base in PRESETS else str(Path(name).parent / base)
+    return merged(_declared(source, (*above, name)), values)
 
 
 def preset_yaml(name: str) -> str:

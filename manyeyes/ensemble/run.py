@@ -54,7 +54,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 def save_run(
     folder: str | Path,
     ensemble: Ensemble,
-    device: torch.device,
+    device: torch.device | str,
     metrics: dict[str, Any],
     declared: EnsembleConfig | None = None,
 ) -> Path:
@@ -64,7 +64,7 @@ def save_run(
     Raises: RunError naming the file; NotFittedError before ``fit``.
     """
     ensemble.require_fit()
-    folder = make_folder(folder)
+    folder, device = make_folder(folder), torch.device(device)
     trunks = {
         trunk.key: {"weights": trunk.weights_source, "digest": trunk.weights_digest} for trunk in ensemble.eyes.each()
     }

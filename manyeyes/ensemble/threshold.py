@@ -15,6 +15,13 @@ from torch import Tensor
 from manyeyes.errors import DataError
 
 
+def guaranteed_rate(scores: Tensor, threshold: float) -> float:
+    """The false-alarm rate that ``score >= threshold`` has at most, by the same scores: a new good part's score is as
+    likely as any to have any rank among the n + 1. Shapes: (n,) -> a number in 0..1.
+    """
+    return (1 + int((scores >= threshold).sum())) / (scores.numel() + 1)
+
+
 def conformal_threshold(scores: Tensor, rate: float) -> tuple[float, float]:
     """The threshold for ``score >= threshold``, and the false-alarm rate that it guarantees.
 

@@ -21,6 +21,7 @@ from manyeyes.data import Frame, ImageBatches, ImageSet, Sample, image_size
 from manyeyes.device import Precision, resolve_device, to_device, trunk_precision
 from manyeyes.ensemble import Ensemble, Prediction, load_run
 from manyeyes.ensemble.run import STATE
+from manyeyes.ensemble.verdicts import marked
 from manyeyes.errors import DataError
 from manyeyes.experiments.metrics import ImageStatistics, PixelStatistics, image_figures, summarise
 from manyeyes.experiments.metrics.figure import to_json
@@ -116,16 +117,29 @@ def measure(
         "asked": ensemble.config.threshold.false_alarm_rate,
         "guaranteed": float(ensemble.guaranteed_rate_),
         "observed": sum(picture["alarm"] for picture in good) / len(good) if good else None,
+        "observed_interval": _exact_interval(sum(picture["alarm"] for picture in good), len(good)),
     }
     figures["mask"] = {
         "good_images": sum(share > 0 for share in marks) / len(marks) if good else None,
         "good_pixels": sum(marks) / len(marks) if good else None,
     }
     if not good:
-        for name in ("false_alarm_rate.observed", "mask.good_images", "mask.good_pixels"):
+        for name in (
+            "false_alarm_rate.observed",
+            "false_alarm_rate.observed_interval",
+            "mask.good_images",
+            "mask.good_pixels",
+        ):
             figures["undefined"][name] = "there is no good image"
     figures["notes"] = [*ensemble.notes, *figures["notes"]]
     return Evaluation(figures, pictures, np.concatenate(thumbnails), pro_curve)
+
+
+def _exact_interval(count: int, total: int) -> list[float] | None:
+    """Clopper-Pearson's 95 % interval of a share, None of nothing."""
+    from scipy.stats import binomtest
+
+    return [float(limit) for limit in binomtest(count, total).proportion_ci()] if total else None
 
 
 def _measure_map(
@@ -136,23 +150,6 @@ def _measure_map(
     scores = frame.to_image(prediction.map[index].float().cpu(), (int(h), int(w)))
     marks = marked(ensemble, frame, prediction, index, scores)
     pixel.update(scores, regions, name=sample.path.name, defect=sample.defect, group=sample.group, marks=marks)
-
-
-def marked(
-    ensemble: Ensemble, frame: Frame, prediction: Prediction, index: int, anomaly_map: NDArray[np.float32]
-) -> NDArray[np.bool_]:
-    """The mask of one picture of a batch, at the size of its ``anomaly_map``; empty outside the region of interest.
-
-    Shapes: (h, w) -> (h, w).
-    """
-    size = (anomaly_map.shape[0], anomaly_map.shape[1])
-    if not ensemble.picturable:
-        return np.zeros(size, dtype=bool)
-    if ensemble.config.mask.kind == "conformal":  # the threshold is finer than the mask on the canvas
-        marks = anomaly_map >= float(ensemble.map_threshold_)
-    else:
-        marks = frame.to_image(prediction.mask[index].float(), size) >= 0.5
-    return np.asarray(marks & frame.looked_at(size))
 
 
 def _parts(
@@ -240,9 +237,21 @@ def predict_batches(
         yield prediction, batch.samples, batch.sizes
 
 
-def loaded(run: str | Path, device: torch.device, compiled: bool, progress: Progress) -> Ensemble:
+@dataclass(frozen=True)
+class Alarm:
+    """Where alarm begins instead of where the fit has put it: another false-alarm rate, or a threshold by hand."""
+
+    rate: float | None = None
+    threshold: float | None = None
+
+
+def loaded(
+    run: str | Path, device: torch.device, compiled: bool, progress: Progress, alarm: Alarm | None = None
+) -> Ensemble:
     """The ensemble of a run on a device; on a CUDA device with its trunks ``compiled``, if that is wished."""
     ensemble = load_run(run, device)
+    if alarm is not None and alarm != Alarm():
+        ensemble.alarm_at(alarm.rate, alarm.threshold)
     if compiled and device.type == "cuda":
         ensemble.eyes.compile_trunks()
     elif compiled:
@@ -260,6 +269,7 @@ def evaluate_run(
     skip_bad: bool = False,
     compiled: bool = False,
     repetitions: int = 1000,
+    alarm: Alarm | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Figures of a run on the test split of a set. Raises: DataError if it has none; as `load_run` and `measure`."""
@@ -267,7 +277,7 @@ def evaluate_run(
         raise DataError(f"{image_set.root}: has no test pictures; expected test/<defect> folders")
     progress = progress or Silent()
     where = resolve_device(device)
-    ensemble = loaded(run, where, compiled, progress)
+    ensemble = loaded(run, where, compiled, progress, alarm)
     frame = ensemble.config.frame.sized(ensemble.canvas)
     batches = ImageBatches(image_set.test, frame, batch_size, skip_bad=skip_bad)
     watch = Stopwatch(where, [], [])
@@ -284,6 +294,21 @@ def evaluate_run(
     result["left_out"] = [{"path": str(path), "reason": reason} for path, reason in batches.skipped]
     result["data"] = {"root": str(image_set.root), "layout": image_set.layout}
     return result
+
+
+def in_words(figures: Mapping[str, Any]) -> list[str]:
+    """What the table of `summary` does not say: what the threshold does, and why a figure is missing."""
+    counts, rate, share = figures["counts"], figures["false_alarm_rate"], figures["image"]["accuracy_defective"]
+    lines = []
+    if counts["good"]:
+        low, high = rate["observed_interval"]
+        lines.append(
+            f"at its threshold {round(rate['observed'] * counts['good'])} of {counts['good']} good parts raise an "
+            f"alarm (95 % interval {low:.1%} to {high:.1%}; at most {rate['guaranteed']:.1%} promised)"
+        )
+    if counts["defective"]:
+        lines.append(f"{round((1 - share) * counts['defective'])} of {counts['defective']} defective parts raise none")
+    return lines + [f"no figure: {why}" for why in dict.fromkeys(figures["undefined"].values())]
 
 
 def summary(figures: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -14,8 +14,9 @@ import numpy as np
 from manyeyes.data import Frame, ImageBatches, Sample, paths_to_samples, read_image
 from manyeyes.device import Precision, resolve_device
 from manyeyes.ensemble import Ensemble, Prediction
+from manyeyes.ensemble.verdicts import marked
 from manyeyes.errors import DataError, ManyeyesError, RunError
-from manyeyes.experiments.evaluation import Stopwatch, loaded, marked, predict_batches
+from manyeyes.experiments.evaluation import Alarm, Stopwatch, loaded, predict_batches
 from manyeyes.experiments.pictures import boxes, heatmap, outlined, shade
 from manyeyes.files import make_folder, write_json, writing
 from manyeyes.progress import Progress, Silent
@@ -34,6 +35,7 @@ def predict_paths(
     batch_size: int = 8,
     skip_bad: bool = False,
     compiled: bool = False,
+    alarm: Alarm | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write OUT/heatmaps, OUT/masks and OUT/maps (``.npy``), each at its picture's size, and OUT/verdicts.json.
@@ -47,7 +49,7 @@ def predict_paths(
     progress = progress or Silent()
     where = resolve_device(device)
     samples = _without_own(paths_to_samples(paths), Path(out))
-    ensemble = loaded(run, where, compiled, progress)
+    ensemble = loaded(run, where, compiled, progress, alarm)
     folder = make_folder(out)
     frame = ensemble.config.frame.sized(ensemble.canvas)
     batches = ImageBatches(samples, frame, batch_size, skip_bad=skip_bad)

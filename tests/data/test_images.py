@@ -2,13 +2,15 @@
 
 import struct
 import zlib
+from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
-from manyeyes.data.images import MIN_SIDE, image_size, read_image, read_mask, read_mask_values, unused_bits
+from manyeyes.data.images import MIN_SIDE, image_size, read_image, read_mask, read_mask_values, to_rgb, unused_bits
 from manyeyes.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -403,3 +405,48 @@ def test_float_mask_with_fractions_is_refused(tmp_path):
     with pytest.raises(DataError, match="NaN"):
         read_mask(written(tmp_path / "b.tiff", np.full((16, 16), np.nan, np.float32)))
     np.testing.assert_array_equal(read_mask(written(tmp_path / "c.tiff", MASK.astype(np.float32))), MASK > 0)
+
+
+def in_memory() -> dict[str, Any]:
+    rgb = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    grey = rgb[..., 0]
+    return {"rgb": rgb, "grey": grey, "one channel": grey[..., None], "deep": grey.astype(np.uint16) * 257}
+
+
+@pytest.mark.parametrize("name", ["rgb", "grey", "one channel", "deep"])
+def test_pictures_in_memory_are_what_their_files_are(name: str, tmp_path: Path) -> None:
+    picture = in_memory()[name]
+    stored = picture[..., 0] if name == "one channel" else picture
+    Image.fromarray(stored).save(tmp_path / "a.png")
+    expected = read_image(tmp_path / "a.png")
+    np.testing.assert_array_equal(to_rgb(picture), expected)
+    np.testing.assert_array_equal(to_rgb(Image.open(tmp_path / "a.png")), expected)
+    if stored.dtype == np.uint8:
+        np.testing.assert_array_equal(to_rgb(stored / 255), expected)
+
+
+def test_twelve_bits_and_transparency_in_memory() -> None:
+    deep = np.full((10, 10), 4095, np.uint16)
+    assert (to_rgb(deep, bits=12) == 255).all()
+    clear = np.full((10, 10, 4), 200, np.uint8)
+    clear[:5, :, 3] = 0
+    found = to_rgb(clear)
+    assert (found[:5] == 0).all()
+    assert (found[5:] == round(200 * 200 / 255)).all()
+
+
+@pytest.mark.parametrize(
+    ("picture", "why"),
+    [
+        (np.zeros((3, 20, 20), np.uint8), r"has the shape \(3, 20, 20\); expected"),
+        (np.zeros((20, 20, 2), np.uint8), "has the shape"),
+        (np.zeros(20, np.uint8), "has the shape"),
+        (np.zeros((4, 20), np.uint8), "is 20 x 4 px; both sides must be at least 8 px"),
+        (np.full((20, 20), np.nan), "holds NaN or infinite values"),
+        (np.full((20, 20), 200.0), "holds floats from 200 to 200; expected 0..1"),
+        (np.zeros((20, 20), np.int64), "holds int64 values; convert it to 8 or 16 bits"),
+    ],
+)
+def test_what_is_no_picture_in_memory_is_told(picture: Any, why: str) -> None:
+    with pytest.raises(DataError, match=f"picture in memory: {why}"):
+        to_rgb(picture)

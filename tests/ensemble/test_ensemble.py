@@ -141,9 +141,9 @@ def test_a_members_own_block_and_the_fused_one_take_its_moments_once(
     seen: Counter[Moments] = Counter()
     update = Moments.update
 
-    def counted(self: Moments, chunk: Tensor) -> Moments:
+    def counted(self: Moments, chunk: Tensor, **options: bool) -> Moments:
         seen[self] += len(chunk)
-        return update(self, chunk)
+        return update(self, chunk, **options)
 
     monkeypatch.setattr(Moments, "update", counted)
     members = (small_member("one", heads=(BANK,)), small_member("two", 1, heads=(BANK,)))
@@ -162,9 +162,9 @@ def test_reading_scores_keeps_no_batch(parts: ImageSet, store: Path, monkeypatch
     alive: list[int] = []
     judge = Ensemble.judge
 
-    def watched(self: Ensemble, batch: Any) -> Any:
+    def watched(self: Ensemble, batch: Any, branches: Any = None) -> Any:
         alive.append(sum(reference() is not None for reference in judged[:-1]))
-        judgement = judge(self, batch)
+        judgement = judge(self, batch, branches)
         judged.extend(weakref.ref(value) for value in (*judgement.scores.values(), *judgement.maps.values()))
         return judgement
 
