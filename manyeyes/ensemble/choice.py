@@ -24,13 +24,13 @@ from manyeyes.heads import HeadConfig
 Array = NDArray[np.float64]
 GROUPS = ("structural", "logical")
 SHARPNESS = 4
-"""Power of a proxy in a weight: chance weighs nothing, half way to perfect a sixteenth of perfect."""
-EQUAL_WORTH = 10
+"""Power of a proxy's distance from chance in its worth: half as far from chance as the best is a sixteenth of it."""
+ENOUGH = 0.2
+"""A head with this part of the best one's worth sees: made defects tell no better who of those that see is better."""
+EQUAL_WORTH = 7
 """Validation normals whose worth of evidence the belief in equal weights has: on few, weights stay near equal."""
 LEAST = 0.05
 """A head with less of the greatest weight than this is dropped."""
-WEAK = 0.2
-"""A member none of whose own heads has this part of the greatest weight in its branch is left out altogether."""
 MARGIN = 0.005
 """Mean proxy AUROC by which a fused map must better the candidate before it to be worth its cost."""
 
@@ -94,47 +94,65 @@ def proxies(normal: Array, made: Array, groups: Sequence[str]) -> dict[str, floa
     return {**found, "mean": float(np.mean(list(found.values())))}
 
 
-def weigh(by_head: Sequence[Mapping[str, float]], normals: int, picturable: Sequence[bool] | None = None) -> Array:
-    """Weights of heads from their proxies, the greatest 1: powers of the distance from chance, shrunk towards equal.
+def worths(by_head: Sequence[Mapping[str, float]]) -> Array:
+    """Powers of the proxies' distances from chance, relative to the best head, for each group apart.
 
-    The power is taken of each group apart, so that a head which sees one group alone keeps half of its weight. Heads
-    that draw a map are compared with each other, the others likewise; between the two branches only the square root of
-    the ratio counts: a made defect fills a small part of the picture, and pooled features hide what is small.
+    Shapes: k -> (k, groups), in 0..1; a group that nobody sees is 0.
+    """
+    above = np.array([[max(0.0, 2 * v - 1) for group, v in proxy.items() if group != "mean"] for proxy in by_head])
+    best = above.max(axis=0)
+    return np.asarray(np.divide(above, best, out=np.zeros_like(above), where=best > 0) ** SHARPNESS)
+
+
+def trust_in(normals: int) -> float:
+    """How much proxies from so many validation normals count against the belief that all heads are alike, 0..1."""
+    return normals / (normals + EQUAL_WORTH)
+
+
+def weigh(by_head: Sequence[Mapping[str, float]], normals: int, picturable: Sequence[bool] | None = None) -> Array:
+    """Weights of heads from their proxies, the greatest 1: full for all that see, then falling, shrunk towards equal.
+
+    A head sees a group of made defects with `ENOUGH` of the best one's worth; one that sees one group alone keeps half
+    of its weight. Heads that draw a map are compared with each other, the others likewise, and the best of either
+    branch with the other's: a made defect fills a small part of the picture, and pooled features hide what is small.
 
     Shapes: k, k (whether a head draws a map; by default all do) -> (k,).
     """
-    above = [[max(0.0, 2 * value - 1) for group, value in proxy.items() if group != "mean"] for proxy in by_head]
-    raw = np.array([np.mean(np.power(values, SHARPNESS)) for values in above])
-    if not raw.any():
-        return np.ones(len(raw))
-    drawn = np.ones(len(raw), bool) if picturable is None else np.array(picturable)
+    drawn = np.ones(len(by_head), bool) if picturable is None else np.array(picturable)
+    overall = worths(by_head)
+    seen = np.zeros_like(overall)
     for branch in (drawn, ~drawn):
-        if raw[branch].any():
-            raw[branch] /= np.sqrt(raw[branch].mean())
-    trust = normals / (normals + EQUAL_WORTH)
-    mixed = trust * raw / raw.mean() + (1 - trust)
+        if branch.any():
+            within = worths([proxy for proxy, inside in zip(by_head, branch, strict=True) if inside])
+            seen[branch] = np.minimum(1, within / ENOUGH) * np.minimum(1, overall[branch].max(axis=0) / ENOUGH)
+    shares = seen.mean(axis=1)
+    if not shares.any():
+        return np.ones(len(shares))
+    trust = trust_in(normals)
+    mixed = trust * shares / shares.max() + (1 - trust)
     return np.asarray(mixed / mixed.max())
 
 
 def weak_members(config: EnsembleConfig, evidence: Evidence) -> frozenset[str]:
     """Members that are all but blind on this part, of what their own heads say: they would only add noise.
 
-    A member stays if any of its heads has `WEAK` of the greatest weight among own heads of its branch, picturable or
-    not. Members without a head of their own are not judged, and one that gives a map to fuse always stays.
+    A member stays if any of its heads has `ENOUGH` of the worth of the best own head of its branch, picturable or not;
+    the fewer validation normals there are, the less is enough. Members without a head of their own are not judged, and
+    at least one that gives a map to fuse stays.
     """
     owner = {name: member.name for member in config.members for name in head_names(member.name, member.heads)}
     names = [name for name in owner if name in evidence.normal]
     if not names:
         return frozenset()
     drawn = _picturable(config)
-    by_head = [proxies(evidence.normal[name], evidence.made[name], evidence.groups) for name in names]
-    picturable = np.array([name in drawn for name in names])
-    weights = weigh(by_head, len(evidence.normal[names[0]]), picturable.tolist())
-    for branch in (picturable, ~picturable):
-        if branch.any():
-            weights[branch] /= weights[branch].max()
-    strong = {owner[name] for name, weight in zip(names, weights, strict=True) if weight >= WEAK}
-    weak = {owner[name] for name in names} - strong
+    enough = ENOUGH * trust_in(len(evidence.normal[names[0]]))
+    found: dict[str, float] = {}
+    for branch in ([n for n in names if n in drawn], [n for n in names if n not in drawn]):
+        if branch:
+            by_head = [proxies(evidence.normal[name], evidence.made[name], evidence.groups) for name in branch]
+            found |= dict(zip(branch, worths(by_head).mean(axis=1).tolist(), strict=True))
+    strong = {owner[name] for name, worth in found.items() if worth >= enough}
+    weak = {owner[name] for name in names} - strong if strong else set()
     entering = {m.name for m in config.members if m.fuse and (evidence.entering is None or m.name in evidence.entering)}
     return frozenset(weak - entering if entering <= weak else weak)
 

@@ -13,6 +13,7 @@ import torch
 from conftest import draw_parts, small_config, small_member
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
 from manyeyes.backbones import EfficientAdConfig
@@ -98,15 +99,28 @@ def test_a_head_that_sees_one_group_alone_keeps_half_its_weight() -> None:
     assert weigh([one, both], 10**9)[0] == pytest.approx(0.5)
 
 
-def test_branches_are_compared_by_the_root_of_what_tells_heads_of_one_branch_apart() -> None:
-    """Pooled heads see a small made defect less than it says of them; a blind one has no weight all the same."""
-    proxies = [{"structural": value, "mean": value} for value in (0.9, 0.9, 0.7, 0.5)]
-    together, apart = weigh(proxies, 10**9), weigh(proxies, 10**9, [True, True, False, False])
-    assert together[2] == pytest.approx((0.4 / 0.8) ** 4)
-    assert apart[0] == apart[1] == 1
-    assert apart[2] == pytest.approx((0.4**4 / np.sqrt(0.4**4 / 2)) / 0.8**2)
-    assert together[3] == pytest.approx(0, abs=1e-6)
-    assert apart[3] == pytest.approx(0, abs=1e-6)
+def test_all_heads_that_see_weigh_the_same_and_the_others_less_the_less_they_see() -> None:
+    """Made defects tell blind from seeing, and hardly good from better."""
+    proxies = [{"structural": value, "mean": value} for value in (0.95, 0.85, 0.75, 0.65, 0.55, 0.5)]
+    found = weigh(proxies, 10**9)
+    worths = [((2 * value - 1) / 0.9) ** 4 for value in (0.95, 0.85, 0.75, 0.65, 0.55, 0.5)]
+    np.testing.assert_allclose(found, [min(1, worth / 0.2) for worth in worths], atol=1e-6)
+    assert found[1] == 1 > found[2] > found[3] > found[4] > found[5] == pytest.approx(0, abs=1e-6)
+
+
+def test_branches_are_compared_by_their_best_heads() -> None:
+    """Pooled heads see a small made defect less than it says of them; a blind branch has no weight all the same."""
+
+    def apart(pooled: float, other: float) -> Any:
+        values = [{"structural": value, "mean": value} for value in (0.9, 0.9, pooled, other)]
+        return weigh(values, 10**9, [True, True, False, False])
+
+    assert apart(0.8, 0.7).tolist()[:3] == [1, 1, 1]
+    together = weigh([{"structural": value, "mean": value} for value in (0.9, 0.9, 0.8, 0.65)], 10**9)
+    assert apart(0.8, 0.65)[3] > together[3], "compared with its own branch"
+    assert apart(0.5, 0.5)[2:] == pytest.approx([0, 0], abs=1e-6)
+    faint = (0.2 / 0.8) ** 4 / 0.2
+    assert apart(0.6, 0.6)[2:] == pytest.approx([faint, faint]), "the best of a branch answers to the other"
 
 
 def test_the_block_whose_map_sees_is_chosen_and_blind_heads_are_dropped() -> None:
@@ -265,10 +279,16 @@ def test_a_member_is_weak_if_none_of_its_heads_sees_a_fifth_of_the_best() -> Non
     )
 
 
-def test_few_normals_are_too_little_evidence_to_call_a_member_weak() -> None:
-    sees = {"one/memory_bank": 3.0, "one/gaussian": 3.0}
-    few = evidence(sees, normals=4, defects=200)
-    assert weak_members(auto(), few) == frozenset()
+def test_the_fewer_normals_there_are_the_blinder_a_weak_member_must_be() -> None:
+    def regular(normals: int) -> Evidence:
+        """Quantiles instead of draws, so that proxies hardly depend on how many there are."""
+        sees = {"one/memory_bank": 3.0, "one/gaussian": 3.0, "two/memory_bank": 1.0}
+        deviations = {n: norm.ppf((np.arange(n) + 0.5) / n) for n in (normals, 200)}
+        made = {name: deviations[200] + sees.get(name, 0.0) for name in HEADS}
+        return Evidence(dict.fromkeys(HEADS, deviations[normals]), made, ["structural", "logical"] * 100)
+
+    assert weak_members(auto(), regular(400)) == {"two"}
+    assert weak_members(auto(), regular(4)) == frozenset()
 
 
 def test_the_fused_map_never_loses_all_its_members() -> None:
