@@ -3,7 +3,8 @@
     MANYEYES_WEIGHTS=weights python benchmarks/accuracy.py --data sets --out study
 
 ``--data`` holds the sets named in SETS; the weights folder holds resnet18 and vit_small_patch14_dinov2 in timm naming.
-Writes benchmarks/results/accuracy.md. One configuration for all sets; nothing is chosen on a test split.
+Writes benchmarks/results/accuracy.md. One configuration for all sets; this program chooses nothing on
+a test split. Choices that were made with test figures in view: docs/decisions.md.
 """
 
 from __future__ import annotations

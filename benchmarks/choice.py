@@ -5,7 +5,8 @@
 ``--data`` holds the sets named in SETS of accuracy.py. One cell a set and seed: an ensemble with ``fusion.kind: auto``
 fits all candidates, and what every head, member and strategy does on the test pictures is measured after the choice.
 ``--pdn`` adds EfficientAD's teacher, which sees little on some parts, as a fourth eye.
-Writes benchmarks/results/choice.md or choice_pdn.md. One setting for all sets; nothing is chosen on a test split.
+Writes benchmarks/results/choice.md or choice_pdn.md. One setting for all sets; this program chooses
+nothing on a test split. Choices that were made with test figures in view: docs/decisions.md.
 """
 
 from __future__ import annotations

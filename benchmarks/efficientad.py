@@ -6,7 +6,8 @@
     MANYEYES_WEIGHTS=weights python benchmarks/efficientad.py members --data sets --out study --penalty photographs
 
 ``--data`` holds the sets named in SETS of accuracy.py. Cells that are finished in ``--out`` are not made again, a
-killed training goes on. Each part writes benchmarks/results/efficientad_PART.md. Nothing is chosen on a test split.
+killed training goes on. Each part writes benchmarks/results/efficientad_PART.md. This program chooses nothing
+on a test split; choices that were made with test figures in view: docs/decisions.md.
 """
 
 from __future__ import annotations
