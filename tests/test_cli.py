@@ -22,8 +22,10 @@ from safetensors.torch import load_file, save_file
 from manyeyes import __version__
 from manyeyes.backbones import PatchCoreConfig, PdnTrunkConfig, TimmTrunkConfig
 from manyeyes.cli import app
-from manyeyes.data import ImageSet
+from manyeyes.data import ImageSet, ground_truth_mask
 from manyeyes.ensemble import PRESETS, EnsembleConfig, load_config, load_run
+from manyeyes.experiments.engines import Processes, Sequential
+from manyeyes.experiments.metrics.maps import evaluate_maps
 from manyeyes.heads import MemoryBankConfig
 
 Call = Callable[..., tuple[int, str, str]]
@@ -144,6 +146,57 @@ def test_alarm_begins_elsewhere_without_a_new_fit(
     assert alarms("--false-alarm-rate", "0.9") >= alarms()
 
 
+def test_every_option_of_compare_reaches_its_place(
+    manyeyes: Call, parts: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def spied(ensembles: Any, sets: Any, out: Path, **options: Any) -> None:
+        seen.append({"ensembles": [one.name for one in ensembles], "out": out, **options} | {"sets": list(sets)})
+        seen[-1]["choice"] = [one.fusion.kind == "auto" for one in ensembles]
+        raise KeyboardInterrupt  # nothing is to be printed of a study that was not made
+
+    monkeypatch.setattr("manyeyes.experiments.compare.run_study", spied)
+    words = ["compare", "bundled", "bundled-score", "--data", parts.root, "--out", tmp_path / "study", "--quiet"]
+    assert manyeyes(*words)[0] == 130
+    more = ["--choose", "--leave-one-out", "--baseline", "bundled-score", "--jobs", 3, "--folds", 4, "--seeds", "2,5"]
+    more += ["--device", "cpu", "--precision", "float32", "--batch-size", 5, "--skip-bad", "--set", "blur=0.01"]
+    assert manyeyes(*words, *more)[0] == 130
+    plain, full = seen
+    assert plain["ensembles"] == ["bundled", "bundled-score"]
+    assert (plain["seeds"], plain["folds"], plain["baseline"], plain["skip_bad"]) == ((0,), 0, None, False)
+    assert isinstance(plain["engine"], Sequential)
+    without = [f"{name}-without-{member}" for name in plain["ensembles"] for member in ("lite0", "lite0-fine")]
+    chosen = ["bundled-auto", "bundled-score-auto"]
+    assert full["ensembles"] == [*plain["ensembles"], *without, *chosen]
+    assert full["choice"] == [name in chosen for name in full["ensembles"]]
+    assert [one.root for one in full["sets"]] == [parts.root]
+    assert full["out"] == tmp_path / "study"
+    assert (full["seeds"], full["folds"], full["baseline"], full["skip_bad"]) == ((2, 5), 4, "bundled-score", True)
+    assert (full["device"], full["precision"], full["batch_size"]) == ("cpu", "float32", 5)
+    assert isinstance(full["engine"], Processes)
+    assert full["engine"].jobs == 3
+
+
+def test_metrics_are_printed_or_written_and_equal_those_of_the_function(
+    manyeyes: Call, parts: ImageSet, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    for sample in parts.test:
+        values = rng.normal(size=(HEIGHT, WIDTH)).astype(np.float32) + 2 * ground_truth_mask(sample)
+        path = tmp_path / "maps/test" / sample.defect / f"{sample.path.stem}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, values)
+    expected = json.loads(json.dumps(evaluate_maps(tmp_path / "maps", parts.root)))
+    assert 0.5 < expected["pixel"]["auroc"] < 1
+    words = ["metrics", tmp_path / "maps", "--data", parts.root]
+    code, out, err = manyeyes(*words)
+    assert (code, json.loads(out)) == (0, expected), err
+    code, out, err = manyeyes(*words, "--json", tmp_path / "new/figures.json")
+    assert (code, out) == (0, ""), err
+    assert json.loads((tmp_path / "new/figures.json").read_text()) == expected
+
+
 def test_demo_and_synthesize_hand_over(manyeyes: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[Any, ...]] = []
 
@@ -233,7 +286,8 @@ def test_labelled_pictures_need_no_training_split(
     monkeypatch.setattr("manyeyes.ensemble.train_run", spied)
     monkeypatch.setattr(EnsembleConfig, "notes", (), raising=False)
     shutil.copytree(parts.root / "test", tmp_path / "known/test")
-    train(manyeyes, config, parts.root, tmp_path / "run", "--labelled", str(tmp_path / "known"))
+    code, _, err = train(manyeyes, config, parts.root, tmp_path / "run", "--labelled", str(tmp_path / "known"))
+    assert code == 0, err
     assert [sample.label for sample in given[0].test] == [sample.label for sample in parts.test]
 
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manyeyes.config import override
-from manyeyes.ensemble import PRESETS, EnsembleConfig, load_config
+from manyeyes.ensemble import EnsembleConfig, load_config
 from manyeyes.errors import ConfigError
 from manyeyes.fusion import GlobalPcaConfig
 
@@ -53,6 +53,35 @@ def error_of(path: str | Path, *overrides: str) -> str:
         ("heads: {kind: discriminator}", ("heads", "tuple")),
         ("heads: [{kind: discriminator, steps: many}]", ("heads.0.discriminator.steps", "integer", "'many'")),
         ("heads: []", ("fusion.kind", "heads")),
+        (
+            "fusion: {kind: score_level}",
+            ("heads judge a fused map", "fusion.kind is score_level", "give heads to the members"),
+        ),
+        (
+            "{fusion: {kind: score_level}, heads: [], members: [{name: a, extractor: {kind: patchcore, stages: [2]}}]}",
+            ("fusion.kind is score_level", "at least one member needs heads"),
+        ),
+        (
+            "members: [{name: a, extractor: {kind: patchcore, stages: [2]}, heads: [{kind: gaussian}], fuse: false}]",
+            ("no member enters the fused map", "fuse: true", "score_level"),
+        ),
+        (
+            "combiner: {kind: fisher, scale: tail}",
+            ("combiner fisher", "scale must be tail where the normaliser is tail"),
+        ),
+        ("{combiner: {kind: fisher, scale: z}, normaliser: {kind: tail}}", ("combiner fisher", "scale must be tail")),
+        (
+            "fusion: {kind: auto, candidates: [{kind: global_pca}, {kind: global_pca, components: 9}]}",
+            ("fusion.auto", "candidates must be of different kinds", "global_pca, global_pca"),
+        ),
+        (
+            "fusion: {kind: auto, candidates: [{kind: score_level}]}",
+            ("fusion.candidates", "a kind besides score_level"),
+        ),
+        (
+            "{fusion: {kind: auto}, combiner: {kind: sum}}",
+            ("fusion.kind auto chooses the weights", "leave combiner out"),
+        ),
         ("seed: -1", ("seed", "greater than or equal to 0", "-1")),
         ("blur: .nan", ("blur", "finite")),
         ("sed: 1", ("sed", "unknown field")),
@@ -173,6 +202,13 @@ def test_wrong_overrides(tmp_path: Path, override: str, expected: str) -> None:
     assert expected in error_of(write(tmp_path, GOOD), override)
 
 
+def test_a_preset_with_heads_on_its_fused_map_says_what_score_level_needs() -> None:
+    message = error_of("bundled", "fusion.kind=score_level")
+    assert "preset bundled" in message
+    assert "heads judge a fused map, but fusion.kind is score_level: give heads to the members" in message
+    assert load_config("bundled", ["fusion.kind=score_level", "heads=[]"]).fusion.kind == "score_level"
+
+
 def test_override_leaves_its_input_alone() -> None:
     values: dict[str, Any] = {"a": {"b": [1, 2]}}
     assert override(values, ["a.b.0=5"]) == {"a": {"b": [5, 2]}}
@@ -206,14 +242,6 @@ def test_fingerprints_see_every_change() -> None:
         config.model_copy(update={"heads": config.heads[:1]}),
     ]
     assert len({each.fingerprint() for each in [config, *changed]}) == 5
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_presets_survive_yaml(tmp_path: Path, name: str) -> None:
-    config = load_config(name)
-    for text in (config.to_yaml(), config.to_yaml(compact=True)):
-        assert load_config(str(write(tmp_path, text))) == config
-    assert config.name == name
 
 
 def test_configs_are_frozen_and_refuse_what_is_unknown() -> None:

@@ -128,13 +128,31 @@ def test_configs_in_the_guide_are_configs(tmp_path: Path) -> None:
         EnsembleConfig.from_yaml(path)
 
 
-def test_links_lead_somewhere() -> None:
-    for page in ("guide.md", "README.md"):
-        text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-        for target in re.findall(r"\]\(([^)#:]+)\)", text):
-            assert (ROOT / "docs" / target).exists(), f"{page}: {target}"
-        anchors = {re.sub(r"[^\w -]", "", line.lstrip("# ").lower()).replace(" ", "-") for line in text.splitlines()}
-        assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= anchors
+def anchors(page: Path) -> set[str]:
+    """Names of the headings of a page, as GitHub makes them."""
+    lines = [line.lstrip("# ") for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    return {re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in lines}
+
+
+PAGES = [
+    path
+    for folder in (ROOT, ROOT / "docs", ROOT / "benchmarks/results", ROOT / "docs/examples")
+    for path in sorted(folder.glob("*.md"))
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#:\s]*)(?:#([^)\s]*))?\)", page.read_text(encoding="utf-8")):
+        path = page.parent / target if target else page
+        assert path.exists(), target
+        if anchor:
+            assert anchor in anchors(path), f"{target}#{anchor}"
+
+
+def test_links_of_the_readmes_and_of_every_page_are_looked_at() -> None:
+    names = {page.relative_to(ROOT).as_posix() for page in PAGES}
+    assert {"README.md", "CHANGELOG.md", "docs/README.md", "docs/decisions.md"} <= names
 
 
 @pytest.mark.skipif("MANYEYES_GUIDE" not in os.environ, reason="runs the whole guide; set MANYEYES_GUIDE=1")

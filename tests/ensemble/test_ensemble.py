@@ -18,6 +18,7 @@ from manyeyes.data import ImageBatches, ImageSet, Sample, read_image_set
 from manyeyes.ensemble import Ensemble, EnsembleConfig, Extraction, FeatureStore, Prediction, fit_ensemble
 from manyeyes.ensemble.reading import require_difference
 from manyeyes.ensemble.store import StoredTaps
+from manyeyes.ensemble.training import split
 from manyeyes.errors import DataError, NotFittedError, ShapeError
 from manyeyes.fusion import (
     ConcatenateConfig,
@@ -178,27 +179,27 @@ def test_reading_scores_keeps_no_batch(parts: ImageSet, store: Path, monkeypatch
         assert all(len(value) == 10 and torch.equal(value, wanted[name]) for name, value in found.items())
 
 
+class InMemory:
+    """Taps that no store has seen: the same tensors in every pass, so that a change would stay."""
+
+    def __init__(self, batches: list[dict[str, Tensor]], half: bool = True) -> None:
+        self.batches, self.scratch, self.half, self.fingerprint = batches, None, half, "memory"
+
+    def __iter__(self) -> Any:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return sum(len(next(iter(batch.values()))) for batch in self.batches)
+
+    def only(self, keys: Any) -> InMemory:
+        return self
+
+
 def test_fit_leaves_the_taps_as_they_were(parts: ImageSet, store: Path) -> None:
     config = small_config()
     ensemble = Ensemble(config)
     frame = config.frame.sized(ensemble.canvas)
     taps, _, _ = FeatureStore(store).extract(ensemble.eyes, parts.train, frame, batch_size=4, device=CPU)
-
-    class InMemory:
-        """A source that hands out the same tensors in every pass, so that a change would stay."""
-
-        def __init__(self, batches: list[dict[str, Tensor]]) -> None:
-            self.batches, self.scratch, self.half = batches, None, True
-
-        def __iter__(self) -> Any:
-            return iter(self.batches)
-
-        def __len__(self) -> int:
-            return sum(len(next(iter(batch.values()))) for batch in self.batches)
-
-        def only(self, keys: Any) -> InMemory:
-            return self
-
     batches = list(taps)
     before = [{key: value.clone() for key, value in batch.items()} for batch in batches]
     ensemble.fit(InMemory(batches[:2]), InMemory(batches[2:]))
@@ -207,13 +208,31 @@ def test_fit_leaves_the_taps_as_they_were(parts: ImageSet, store: Path) -> None:
         assert all(torch.equal(old[key], new[key]) for key in old)
 
 
-def test_fit_on_stored_taps_equals_fit_without_a_store(parts: ImageSet, store: Path, tmp_path: Path) -> None:
-    # Half precision costs digits, nothing else; a store of float32 costs nothing.
-    precise = small_config(store="float32", fusion=ScoreLevelConfig(), heads=())
-    ensemble = fit_ensemble(precise, parts, Extraction(FeatureStore(tmp_path, "float32"), CPU, 4))[0]
-    half = fitted(small_config(fusion=ScoreLevelConfig(), heads=()), parts, store)
-    batch = images(ensemble, parts.test)
-    torch.testing.assert_close(half.predict(batch).score, ensemble.predict(batch).score, rtol=0.1, atol=0.5)
+@pytest.mark.parametrize("fusion", ["score_level", "independent_pca"])
+def test_fit_on_stored_taps_equals_fit_without_a_store(fusion: str, parts: ImageSet, tmp_path: Path) -> None:
+    config = FUSIONS[fusion].model_copy(update={"store": "float32"})
+    precise = Extraction(FeatureStore(tmp_path, "float32"), CPU, 4, precision="float32")
+    stored = fit_ensemble(config, parts, precise)[0]
+    without = Ensemble(config)
+    frame = config.frame.sized(without.canvas)
+    train, validation = (
+        InMemory([dict(without.eyes(batch.images)) for batch in ImageBatches(samples, frame, 4)], half=False)
+        for samples in split(parts, config)
+    )
+    without.fit(train, validation)
+    batch = images(stored, parts.test)
+    torch.testing.assert_close(stored.predict(batch).score, without.predict(batch).score, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(stored.score_threshold_, without.score_threshold_, rtol=1e-3, atol=1e-3)
+
+
+def test_half_precision_in_the_store_costs_digits_and_no_verdict(parts: ImageSet, store: Path, tmp_path: Path) -> None:
+    config = FUSIONS["score_level"].model_copy(update={"store": "float32"})
+    precise = fit_ensemble(config, parts, Extraction(FeatureStore(tmp_path, "float32"), CPU, 4))[0]
+    half = fitted(FUSIONS["score_level"], parts, store)
+    batch = images(precise, parts.test)
+    found, expected = half.predict(batch), precise.predict(batch)
+    torch.testing.assert_close(found.score, expected.score, rtol=0.1, atol=0.5)
+    assert torch.equal(found.alarm, expected.alarm)
 
 
 def test_a_second_fit_forgets_the_first(parts: ImageSet, store: Path, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """The presets: functions and files say the same, and every one of them can be declared."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -15,10 +17,13 @@ def test_the_file_in_the_package_is_what_the_function_gives(name: str) -> None:
     assert built.name == name
 
 
+@pytest.mark.parametrize("compact", [False, True])
 @pytest.mark.parametrize("name", PRESETS)
-def test_full_yaml_reads_back_equal(name: str) -> None:
+def test_yaml_reads_back_equal(name: str, compact: bool, tmp_path: Path) -> None:
     config = load_config(name)
-    assert EnsembleConfig.parse(yaml.safe_load(config.to_yaml()), name) == config
+    path = tmp_path / "mine.yaml"
+    path.write_text(config.to_yaml(compact=compact))
+    assert load_config(str(path)) == config
 
 
 def test_overrides_reach_a_preset() -> None:

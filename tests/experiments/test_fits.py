@@ -14,6 +14,7 @@ from filelock import FileLock
 from torch import nn
 
 from manyeyes.ensemble.presets import load_config
+from manyeyes.experiments import fits
 from manyeyes.experiments.fits import SharedFits
 from manyeyes.heads import GaussianConfig
 
@@ -43,21 +44,36 @@ def test_a_part_that_is_there_comes_back_with_the_seconds_that_it_took(shared: S
     assert later.recalled >= 0.05
 
 
-def test_waiting_for_whoever_fits_a_part_is_told_from_fitting_it(shared: SharedFits, tmp_path: Path) -> None:
+def test_waiting_for_whoever_fits_a_part_is_told_from_fitting_it(
+    shared: SharedFits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other lets go as soon as it is waited for; a clock of our own says that this took seven seconds."""
     fit(shared, nn.Linear(2, 1))
     (lock,) = tmp_path.glob("*.lock")
-    held = threading.Event()
+    held, waiting, clock, events = threading.Event(), threading.Event(), [0.0], []
 
     def hold() -> None:
         with FileLock(lock):
             held.set()
-            time.sleep(0.2)
+            waiting.wait(60)
+            events.append("let go")
 
+    class Waiting(FileLock):
+        def acquire(self, *arguments: Any, **options: Any) -> Any:
+            clock[0] += 7
+            waiting.set()
+            taken = super().acquire(*arguments, **options)
+            events.append("taken")
+            return taken
+
+    monkeypatch.setattr(fits, "FileLock", Waiting)
+    monkeypatch.setattr(fits, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     other = threading.Thread(target=hold)
     other.start()
-    held.wait()
+    assert held.wait(60)
     later = SharedFits(tmp_path, shared.config, CPU)
     fit(later, nn.Linear(2, 1))
-    assert later.waited >= 0.15
-    assert later.recalled < later.waited
-    other.join()
+    other.join(60)
+    assert events == ["let go", "taken"]
+    assert later.waited == 7
+    assert later.recalled < 1, "what the part took to fit, not what the wait took"
