@@ -141,8 +141,8 @@ def _says(path: Path, config: EnsembleConfig) -> bool:
 
 
 @contextmanager
-def owned(folder: str | Path) -> Iterator[Path]:
-    """Own a run folder while the body runs. Raises: RunError if another process does."""
+def owned(folder: str | Path, what: str = "this run") -> Iterator[Path]:
+    """Own the folder that ``what`` is written to while the body runs. Raises: RunError if another process does."""
     folder = make_folder(folder)
     try:
         with FileLock(folder / ".lock", timeout=0):
@@ -150,4 +150,4 @@ def owned(folder: str | Path) -> Iterator[Path]:
                 part.unlink(missing_ok=True)
             yield folder
     except Timeout:
-        raise RunError(f"{folder}: another process is writing this run; wait for it or choose another folder") from None
+        raise RunError(f"{folder}: another process is writing {what}; wait for it or choose another folder") from None

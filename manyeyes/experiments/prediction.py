@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -14,11 +14,13 @@ import numpy as np
 from manyeyes.data import Frame, ImageBatches, Sample, paths_to_samples, read_image
 from manyeyes.device import Precision, resolve_device
 from manyeyes.ensemble import Ensemble, Prediction
+from manyeyes.ensemble.run import STATE, owned
 from manyeyes.ensemble.verdicts import marked
 from manyeyes.errors import DataError, ManyeyesError, RunError
 from manyeyes.experiments.evaluation import Alarm, Stopwatch, loaded, predict_batches
 from manyeyes.experiments.pictures import boxes, heatmap, outlined, shade
-from manyeyes.files import make_folder, write_json, writing
+from manyeyes.experiments.verdict_list import ENDINGS, VerdictList, absolute
+from manyeyes.files import writing
 from manyeyes.progress import Progress, Silent
 
 CEILING = 3.0
@@ -40,60 +42,85 @@ def predict_paths(
 ) -> dict[str, Any]:
     """Write OUT/heatmaps, OUT/masks and OUT/maps (``.npy``), each at its picture's size, and OUT/verdicts.json.
 
-    What an earlier run has written there is no picture to judge. A run that stops leaves the verdicts that it has.
+    What an earlier call has written there is no picture to judge; its verdicts stay in the JSON beside this call's. A
+    call that stops leaves the verdicts that it has.
 
-    Returns: {"threshold", "map_threshold", "pictures": [{path, score, alarm, heads, boxes, heatmap, mask, map}],
-    "left_out", "cost"}.
-    Raises: DataError naming a picture that cannot be read; RunError if ``out`` cannot be written.
+    Returns: of this call {"run", "threshold", "map_threshold", "pictures": [{path, file, score, alarm, heads, members,
+    boxes, heatmap, mask, map}], "left_out": [{path, file, reason}], "cost"}; ``run`` is a digest of its state, ``file``
+    the absolute path.
+    Raises: DataError naming a picture that cannot be read; RunError if ``out`` cannot be written, or holds verdicts of
+    another run or at other thresholds.
     """
     progress = progress or Silent()
     where = resolve_device(device)
     samples = _without_own(paths_to_samples(paths), Path(out))
     ensemble = loaded(run, where, compiled, progress, alarm)
-    folder = make_folder(out)
+    judge = {
+        "run": _digest(Path(run) / STATE),
+        "threshold": float(ensemble.score_threshold_),
+        "map_threshold": float(ensemble.map_threshold_),
+    }
     frame = ensemble.config.frame.sized(ensemble.canvas)
     batches = ImageBatches(samples, frame, batch_size, skip_bad=skip_bad)
     watch = Stopwatch(where, [], [])
-    names = _names(samples)
     advance = progress.step("judging")
     pictures: list[dict[str, Any]] = []
 
     def verdicts() -> dict[str, Any]:
         return {
-            "threshold": float(ensemble.score_threshold_),
-            "map_threshold": float(ensemble.map_threshold_),
+            **judge,
             "pictures": pictures,
-            "left_out": [{"path": str(path), "reason": reason} for path, reason in batches.skipped],
+            "left_out": [
+                {"path": str(path), "file": absolute(path), "reason": reason} for path, reason in batches.skipped
+            ],
             "cost": watch.cost() if pictures else {},
         }
 
-    try:
-        for prediction, batch, sizes in predict_batches(ensemble, batches, where, precision, watch):
-            for index, (sample, size) in enumerate(zip(batch, sizes, strict=True)):
-                pictures.append(_write(folder, names[sample.path], ensemble, frame, prediction, index, sample, size))
-            advance(len(pictures), len(samples))
-    except BaseException:
-        if pictures:
-            with suppress(ManyeyesError):  # the first error says more
-                write_json(folder / VERDICTS, verdicts())
-        raise
-    found = verdicts()
-    write_json(folder / VERDICTS, found)
+    with owned(out, "these verdicts") as folder:
+        listed = VerdictList(folder, judge)
+        kept = len(listed.pictures.keys() - {absolute(sample.path) for sample in samples})
+        if kept:
+            progress.say(f"{out}: keeps verdicts of earlier calls on {kept} other picture{'s' * (kept > 1)}")
+        try:
+            for prediction, batch, sizes in predict_batches(ensemble, batches, where, precision, watch):
+                for index, (sample, size) in enumerate(zip(batch, sizes, strict=True)):
+                    files = listed.files(sample.path)
+                    pictures.append(_write(files, ensemble, frame, prediction, index, sample, size))
+                advance(len(pictures), len(samples))
+        except BaseException:
+            if pictures:
+                with suppress(ManyeyesError):  # the first error says more
+                    listed.write(verdicts())
+            raise
+        found = verdicts()
+        listed.write(found)
     return found
 
 
+def _digest(path: Path) -> str:
+    """16 hexadecimal digits of the SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
 def _without_own(samples: Sequence[Sample], out: Path) -> tuple[Sample, ...]:
-    """Without the heatmaps and masks of an earlier run into the same folder. Raises: DataError if no other is left."""
+    """Each picture once, without the heatmaps and masks of an earlier call into the same folder.
+
+    Raises: DataError if no other is left.
+    """
     own = {(out / f"{kind}s").resolve() for kind in ENDINGS}
-    found = tuple(sample for sample in samples if sample.path.resolve().parent not in own)
+    once: dict[str, Sample] = {}
+    for sample in samples:
+        if sample.path.resolve().parent not in own:
+            once.setdefault(absolute(sample.path), sample)
+    found = tuple(once.values())
     if not found:
         raise DataError(f"{out}: holds no picture besides those that an earlier run wrote; choose another --out")
     return found
 
 
 def _write(
-    folder: Path,
-    name: str,
+    files: dict[str, Path],
     ensemble: Ensemble,
     frame: Frame,
     prediction: Prediction,
@@ -108,13 +135,13 @@ def _write(
     drawn = image
     if ensemble.picturable:  # else the map is all zero, which would be shaded as if it stood at the threshold
         drawn = heatmap(image, shade(anomaly_map, threshold, CEILING * abs(threshold)))
-    files = {kind: folder / f"{kind}s" / f"{name}.{ending}" for kind, ending in ENDINGS.items()}
     write_png(files["heatmap"], outlined(drawn, mask)[..., ::-1])
     write_png(files["mask"], mask.astype(np.uint8) * 255)
     with writing(files["map"]) as temporary, open(temporary, "wb") as file:
         np.save(file, anomaly_map.astype(np.float32), allow_pickle=False)
     return {
         "path": str(sample.path),
+        "file": absolute(sample.path),
         "score": float(prediction.score[index]),
         "alarm": bool(prediction.alarm[index]),
         "heads": {head: float(scores[index]) for head, scores in prediction.heads.items()},
@@ -124,10 +151,6 @@ def _write(
     }
 
 
-VERDICTS = "verdicts.json"
-ENDINGS = {"heatmap": "png", "mask": "png", "map": "npy"}
-
-
 def write_png(path: Path, image: np.ndarray) -> None:
     """Write a BGR or grey picture whole or not at all. Raises: RunError."""
     done, encoded = cv2.imencode(".png", image)
@@ -135,17 +158,3 @@ def write_png(path: Path, image: np.ndarray) -> None:
         raise RunError(f"{path}: cannot be encoded as PNG")
     with writing(path) as temporary:
         temporary.write_bytes(encoded.tobytes())
-
-
-def _names(samples: Sequence[Sample]) -> dict[Path, str]:
-    """A file name for each picture: its own, with as many parent folders before it as make all different."""
-    paths = [Path(os.path.abspath(sample.path)) for sample in samples]  # noqa: PTH100 - links keep their names
-    # With its ending where nothing else tells them apart: a.png beside a.jpg.
-    for plain in ([path.with_suffix("") for path in paths], paths):
-        for depth in range(1, max(len(path.parts) for path in paths)):
-            names = ["_".join(path.parts[1:][-depth:]) for path in plain]
-            if len(set(names)) == len(names):
-                return {sample.path: name for sample, name in zip(samples, names, strict=True)}
-    return {
-        sample.path: f"{index:06}_{path.stem}" for index, (sample, path) in enumerate(zip(samples, paths, strict=True))
-    }

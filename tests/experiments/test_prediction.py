@@ -18,10 +18,12 @@ from PIL import Image
 from manyeyes.backbones import Eyes
 from manyeyes.data import Frame, ImageBatches, ImageSet, Sample
 from manyeyes.ensemble import load_run, train_run
+from manyeyes.ensemble.run import owned
 from manyeyes.errors import DataError, RunError
 from manyeyes.experiments import evaluation
 from manyeyes.experiments.pictures import OUTLINE, boxes, outlined
-from manyeyes.experiments.prediction import _names, predict_paths
+from manyeyes.experiments.prediction import predict_paths
+from manyeyes.experiments.verdict_list import VerdictList
 from manyeyes.fusion import ScoreLevelConfig
 from manyeyes.heads import AContrarioConfig, GaussianConfig, MemoryBankConfig
 from manyeyes.progress import Silent
@@ -84,7 +86,7 @@ def test_the_json_is_whole_and_says_what_the_ensemble_says(trained: Path, parts:
     prediction = ensemble.predict(next(iter(ImageBatches(samples, ensemble.config.frame, 9))).images)
     assert verdicts["threshold"] == float(ensemble.score_threshold_)
     for index, item in enumerate(verdicts["pictures"]):
-        assert set(item) == {"path", "score", "alarm", "heads", "members", "boxes", "heatmap", "mask", "map"}
+        assert set(item) == {"path", "file", "score", "alarm", "heads", "members", "boxes", "heatmap", "mask", "map"}
         assert item["score"] == pytest.approx(float(prediction.score[index]), rel=1e-4)
         assert item["alarm"] == bool(prediction.alarm[index]) == (item["score"] >= verdicts["threshold"])
         assert set(item["heads"]) == set(ensemble.names)
@@ -173,14 +175,19 @@ def test_pictures_with_equal_names_get_files_of_their_own(trained: Path, tmp_pat
     )
 )
 def test_names_never_collide(paths: list[str]) -> None:
-    samples = [Sample(Path("/data") / path) for path in paths]
-    names = _names(samples)
-    assert len({names[sample.path] for sample in samples}) == len(samples)
-    assert not any("/" in name for name in names.values())
+    found = VerdictList(Path("/none"), {})
+    names = [found.files(Path("/data") / path)["map"] for path in paths]
+    assert len({str(name).casefold() for name in names}) == len(paths)
+    assert all(name.parent == Path("/none/maps") for name in names)
+    assert names == [found.files(Path("/data") / path)["map"] for path in paths], "a picture keeps its name"
 
 
-def test_one_picture_keeps_its_name(tmp_path: Path) -> None:
-    assert _names([Sample(tmp_path / "part.7.png")]) == {tmp_path / "part.7.png": "part.7"}
+def test_a_picture_is_called_after_itself_and_its_folder(tmp_path: Path) -> None:
+    found = VerdictList(tmp_path, {})
+    pictures = ["in/good/part.7.png", "in/hole/part.7.png", "else/GOOD/part.7.png", "in/good/part.7.jpg", "/top.png"]
+    names = [found.files(Path("/data") / picture)["heatmap"].name for picture in pictures]
+    assert names[:3] == ["good_part.7.png", "hole_part.7.png", "else_GOOD_part.7.png"]
+    assert names[3:] == ["in_good_part.7.png", "top.png"]
 
 
 def test_bad_input(trained: Path, tmp_path: Path) -> None:
@@ -249,3 +256,101 @@ def test_what_an_earlier_run_wrote_is_not_judged(trained: Path, tmp_path: Path) 
         assert [Path(item["path"]).name for item in verdicts["pictures"]] == ["a.png"]
     with pytest.raises(DataError, match="besides those that an earlier run wrote"):
         judged(trained, [tmp_path / "in/verdicts"], tmp_path / "in/verdicts")
+
+
+def written(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "verdicts.json").read_text())
+    for kind in ("heatmap", "mask", "map"):
+        files = {Path(item[kind]) for item in found["pictures"]}
+        assert files == set((out / f"{kind}s").iterdir()), "files and list say the same"
+        assert len(files) == len(found["pictures"])
+    return found
+
+
+def test_calls_into_one_folder_keep_each_others_verdicts(trained: Path, tmp_path: Path) -> None:
+    out, paths = tmp_path / "out", [tmp_path / f"in/{word}/000.png" for word in ("good", "large", "small")]
+    for index, path in enumerate(paths):
+        save(path, np.roll(HOLE, 5 * index, axis=1))
+        found = judged(trained, [path], out)
+        assert [item["path"] for item in found["pictures"]] == [str(path)], "a call returns its own"
+    found = written(out)
+    assert [item["path"] for item in found["pictures"]] == [str(path) for path in paths]
+    assert [Path(item["heatmap"]).stem for item in found["pictures"]] == ["good_000", "large_000", "small_000"]
+    whole = judged(trained, paths, tmp_path / "whole")
+    for one, other in zip(found["pictures"], whole["pictures"], strict=True):
+        assert Path(one["map"]).name == Path(other["map"]).name, "names do not depend on the other pictures of a call"
+        np.testing.assert_allclose(np.load(one["map"]), np.load(other["map"]), atol=1e-4)
+
+
+def test_a_folder_and_then_a_part_of_it_leave_no_mixture(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(Silent, "say", lambda _, text: said.append(text))
+    out = tmp_path / "out"
+    for path in ("in/a/x.png", "in/b/x.png", "in/b/y.png"):
+        save(tmp_path / path, picture(RNG)[0])
+    before = [item["score"] for item in judged(trained, [tmp_path / "in"], out)["pictures"]]
+    save(tmp_path / "in/b/y.png", HOLE)
+    assert not said
+    judged(trained, [tmp_path / "in/b"], out)
+    assert said == [f"{out}: keeps verdicts of earlier calls on 1 other picture"]
+    found = written(out)["pictures"]
+    assert [Path(item["heatmap"]).stem for item in found] == ["a_x", "b_x", "b_y"]
+    assert [item["score"] for item in found[:2]] == pytest.approx(before[:2], rel=1e-4)
+    assert found[2]["score"] > before[2] + 1
+    assert np.load(found[2]["map"]).max() == pytest.approx(found[2]["boxes"][0]["peak"])
+
+
+def test_a_picture_is_the_same_one_however_it_is_called(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path / "in/x.png", HOLE)
+    monkeypatch.chdir(tmp_path / "in")
+    found = judged(trained, [Path("x.png"), Path("../in/x.png"), tmp_path / "in/x.png"], Path("../out"))
+    assert [item["path"] for item in found["pictures"]] == ["x.png"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").rename(tmp_path / "moved")
+    save(tmp_path / "other/in/x.png", picture(RNG)[0])
+    judged(trained, [Path("other/in")], tmp_path / "moved")
+    assert [Path(item["map"]).stem for item in written(tmp_path / "moved")["pictures"]] == ["in_x", "other_in_x"]
+    judged(trained, [Path("in/x.png")], tmp_path / "moved")
+    assert [Path(item["map"]).stem for item in written(tmp_path / "moved")["pictures"]] == ["in_x", "other_in_x"]
+
+
+def test_a_stopped_call_keeps_what_earlier_ones_found(trained: Path, tmp_path: Path) -> None:
+    paths = [save(tmp_path / f"in/{name}.png", HOLE) for name in "abcdefg"]
+    judged(trained, paths[5:], tmp_path / "out")
+    paths[4].write_bytes(b"")
+    with pytest.raises(DataError, match=r"e\.png"):
+        judged(trained, paths[:5], tmp_path / "out")
+    assert [Path(item["path"]).stem for item in written(tmp_path / "out")["pictures"]] == list("fgabc")
+    judged(trained, [paths[4]], tmp_path / "out", skip_bad=True)
+    found = written(tmp_path / "out")
+    assert len(found["pictures"]) == 5
+    assert [Path(item["path"]).stem for item in found["left_out"]] == ["e"]
+    save(paths[4], HOLE)
+    judged(trained, [paths[4]], tmp_path / "out")
+    assert written(tmp_path / "out")["left_out"] == []
+
+
+def test_verdicts_that_do_not_belong_together_are_refused(
+    trained: Path, run_copy: Path, parts: ImageSet, tmp_path: Path
+) -> None:
+    path, out = save(tmp_path / "in/a.png", HOLE), tmp_path / "out"
+    judged(trained, [path], out)
+    judged(run_copy, [path], out)  # a copy is the same run
+    before = (out / "verdicts.json").read_text()
+    train_run(small_config(seed=3), parts, tmp_path / "other", device="cpu", batch_size=4)
+    with pytest.raises(RunError, match=r"out/verdicts.json: holds verdicts of another run; choose another --out, or"):
+        judged(tmp_path / "other", [path], out)
+    with pytest.raises(RunError, match=r"json: holds verdicts at other thresholds \(.*\); choose another --out"):
+        judged(trained, [path], out, alarm=evaluation.Alarm(threshold=1.5))
+    with owned(out, "these verdicts"), pytest.raises(RunError, match="another process is writing these verdicts"):
+        judged(trained, [path], out)
+    assert (out / "verdicts.json").read_text() == before
+    for content in ("[]", '{"pictures": []}', before.replace('"file"', '"fail"')):
+        (out / "verdicts.json").write_text(content)
+        with pytest.raises(RunError, match=r"verdicts.json: is no list of verdicts that can be added to; choose"):
+            judged(trained, [path], out)
+        assert (out / "verdicts.json").read_text() == content
