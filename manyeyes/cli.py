@@ -124,6 +124,9 @@ def evaluate(
     run: Annotated[Path, typer.Argument(help="run folder")],
     data: Annotated[Path, typer.Option("--data", help="folder of pictures with a test split")],
     json: Json = None,
+    pictures: Annotated[
+        Path | None, typer.Option("--pictures", help="write a CSV file with the verdict on every test picture")
+    ] = None,
     layout: Layout = "auto",
     false_alarm_rate: Rate = None,
     threshold: Threshold = None,
@@ -140,6 +143,7 @@ def evaluate(
     from manyeyes.progress import shown
 
     _require_place(json)
+    _require_place(pictures)
     image_set = read_image_set(data, layout_of(layout))
     _tell(image_set.notes)
     with shown(quiet) as progress:
@@ -152,6 +156,7 @@ def evaluate(
             skip_bad=skip_bad,
             compiled=compile_,
             alarm=Alarm(false_alarm_rate, threshold),
+            table=pictures,
             progress=progress,
         )
     if json:
@@ -176,7 +181,7 @@ def predict(
     compile_: Compile = False,
     quiet: Quiet = False,
 ) -> None:
-    """Score pictures: heatmaps, masks and maps; boxes, scores and decisions in OUT/verdicts.json."""
+    """Score pictures: heatmaps, masks and maps; boxes, scores and decisions in OUT/verdicts.json and .csv."""
     from manyeyes.experiments.evaluation import Alarm
     from manyeyes.experiments.prediction import predict_paths
     from manyeyes.progress import shown
@@ -344,12 +349,12 @@ def _is_stdout(json: Path | None) -> bool:
     return json == STDOUT
 
 
-def _require_place(json: Path | None) -> None:
+def _require_place(file: Path | None) -> None:
     """Fails now, not when the figures are there."""
     from manyeyes.files import make_folder
 
-    if json and not _is_stdout(json) and not json.exists():
-        make_folder(json.parent)
+    if file and not _is_stdout(file) and not file.exists():
+        make_folder(file.parent)
 
 
 def _put(json: Path, values: Any) -> None:

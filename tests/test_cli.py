@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shutil
@@ -115,6 +116,25 @@ def test_evaluate_says_what_the_threshold_does(manyeyes: Call, trained: Path, pa
     good = sum(not sample.label for sample in parts.test)
     assert re.search(rf"at its threshold \d+ of {good} good parts raise an alarm \(95 % interval", out)
     assert re.search(rf"\d+ of {len(parts.test) - good} defective parts raise none", out)
+
+
+def test_evaluate_writes_a_row_for_every_picture(
+    manyeyes: Call, trained: Path, parts: ImageSet, tmp_path: Path
+) -> None:
+    table, figures = tmp_path / "there/pictures.csv", tmp_path / "figures.json"
+    call = ("evaluate", trained, "--data", parts.root, "--device", "cpu", "--quiet", "--json", figures)
+    assert manyeyes(*call, "--pictures", table)[0] == 0
+    with open(table, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    heads = list(json.loads(figures.read_text())["heads"])
+    assert list(rows[0]) == ["path", "label", "defect", "score", "alarm", *heads]
+    found = {(row["path"], row["label"], row["defect"]) for row in rows}
+    assert found == {(str(sample.path), str(sample.label), sample.defect) for sample in parts.test}
+    assert len(rows) == len(parts.test)
+    threshold = json.loads(figures.read_text())["threshold"]
+    assert all(int(row["alarm"]) == (float(row["score"]) >= threshold) for row in rows)
+    assert {row["alarm"] for row in rows} == {"0", "1"}
+    assert all(np.isfinite(float(row[head])) for row in rows for head in heads)
 
 
 def test_a_set_of_good_parts_alone_says_why_figures_are_missing(
@@ -431,6 +451,7 @@ def test_a_mask_of_another_size(manyeyes: Call, trained: Path, tmp_path: Path) -
         (["evaluate", "RUN", "--data", "nowhere"], "nowhere: does not exist"),
         (["evaluate", "RUN", "--data", "PLAIN"], "has no test pictures"),
         (["evaluate", "RUN", "--json", "CONFIG/f.json"], "cannot be used as an output folder"),
+        (["evaluate", "RUN", "--pictures", "CONFIG/f.csv"], "cannot be used as an output folder"),
         (["predict", "nowhere", "PLAIN", "--out", "OUT"], "nowhere: holds no finished run"),
         (["predict", "RUN", "nowhere.png", "--out", "OUT"], "nowhere.png: does not exist"),
         (["predict", "RUN", "PLAIN", "--out", "OUT", "--false-alarm-rate", "2"], "false_alarm_rate: "),

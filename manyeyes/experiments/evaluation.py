@@ -26,6 +26,7 @@ from manyeyes.errors import DataError
 from manyeyes.experiments.metrics import ImageStatistics, PixelStatistics, image_figures, summarise
 from manyeyes.experiments.metrics.figure import to_json
 from manyeyes.experiments.metrics.ground_truth import loco_groups, regions_of
+from manyeyes.experiments.tables import picture_row, write_csv
 from manyeyes.maps import to_grid
 from manyeyes.progress import Progress, Silent
 
@@ -270,9 +271,13 @@ def evaluate_run(
     compiled: bool = False,
     repetitions: int = 1000,
     alarm: Alarm | None = None,
+    table: str | Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Figures of a run on the test split of a set. Raises: DataError if it has none; as `load_run` and `measure`."""
+    """Figures of a run on the test split of a set; ``table`` becomes a CSV file with a row per picture.
+
+    Raises: DataError if it has none; as `load_run` and `measure`.
+    """
     if not image_set.test:
         raise DataError(f"{image_set.root}: has no test pictures; expected test/<defect> folders")
     progress = progress or Silent()
@@ -282,14 +287,17 @@ def evaluate_run(
     batches = ImageBatches(image_set.test, frame, batch_size, skip_bad=skip_bad)
     watch = Stopwatch(where, [], [])
     judged = ((p, samples) for p, samples, _ in predict_batches(ensemble, batches, where, precision, watch))
-    result = measure(
+    measured = measure(
         ensemble,
         judged,
         image_set.test,
         frame,
         repetitions=repetitions,
         advance=progress.step(f"measuring on {image_set.name}"),
-    ).figures
+    )
+    if table:
+        write_csv(table, [picture_row(row, "path", "label", "defect", "score", "alarm") for row in measured.pictures])
+    result = measured.figures
     result["cost"] = {**watch.cost(), "artefact_mb": round((Path(run) / STATE).stat().st_size / 1e6, 3)}
     result["left_out"] = [{"path": str(path), "reason": reason} for path, reason in batches.skipped]
     result["data"] = {"root": str(image_set.root), "layout": image_set.layout}

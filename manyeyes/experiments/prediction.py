@@ -40,7 +40,7 @@ def predict_paths(
     alarm: Alarm | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Write OUT/heatmaps, OUT/masks and OUT/maps (``.npy``), each at its picture's size, and OUT/verdicts.json.
+    """Write OUT/heatmaps, OUT/masks and OUT/maps (``.npy``), each at its picture's size, OUT/verdicts.json and .csv.
 
     What an earlier call has written there is no picture to judge; its verdicts stay in the JSON beside this call's. A
     call that stops leaves the verdicts that it has.

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from manyeyes.errors import RunError
+from manyeyes.experiments.tables import picture_row, write_csv
 from manyeyes.files import read_json, write_json
 
 VERDICTS = "verdicts.json"
+TABLE = "verdicts.csv"
+COLUMNS = ("path", "score", "alarm")
 ENDINGS = {"heatmap": "png", "mask": "png", "map": "npy"}
 AWAY = "choose another --out, or delete that folder"
 
@@ -69,13 +72,15 @@ class VerdictList:
         return {kind: self.folder / f"{kind}s" / f"{self._names[file]}.{end}" for kind, end in ENDINGS.items()}
 
     def write(self, found: dict[str, Any]) -> None:
-        """Add what one call has found, as `predict_paths` returns it, and write the whole."""
+        """Add what one call has found, as `predict_paths` returns it, and write the whole, as a table too."""
         judged = {entry["file"]: entry for entry in found["pictures"]}
         pictures = self.pictures | judged
         left_out = {file: entry for file, entry in self.left_out.items() if file not in judged}
         left_out |= {entry["file"]: entry for entry in found["left_out"]}
         whole = {**found, "pictures": list(pictures.values()), "left_out": list(left_out.values())}
         write_json(self.folder / VERDICTS, whole)
+        rows = [picture_row(entry, *COLUMNS) | {"boxes": len(entry["boxes"])} for entry in whole["pictures"]]
+        write_csv(self.folder / TABLE, rows, (*COLUMNS, "boxes"))
 
 
 def _candidates(path: Path) -> Iterator[str]:

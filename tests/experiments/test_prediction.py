@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -201,6 +202,8 @@ def test_bad_input(trained: Path, tmp_path: Path) -> None:
     assert [Path(item["path"]).name for item in verdicts["left_out"]] == ["b.png"]
     verdicts = judged(trained, [bad], tmp_path / "out", skip_bad=True)
     assert verdicts["pictures"] == []
+    judged(trained, [bad], tmp_path / "nothing", skip_bad=True)
+    assert (tmp_path / "nothing/verdicts.csv").read_text() == "path,score,alarm,boxes\n"
     with pytest.raises(DataError, match=r"none.png: does not exist"):
         judged(trained, [tmp_path / "none.png"], tmp_path / "out")
     with pytest.raises(RunError, match=r"part of the path is a file"):
@@ -258,12 +261,31 @@ def test_what_an_earlier_run_wrote_is_not_judged(trained: Path, tmp_path: Path) 
         judged(trained, [tmp_path / "in/verdicts"], tmp_path / "in/verdicts")
 
 
+def test_the_table_says_what_the_json_says(trained: Path, parts: ImageSet, tmp_path: Path) -> None:
+    strange = save(tmp_path / 'in/a, "b".png', HOLE)
+    verdicts = judged(trained, [strange, parts.root / "test"], tmp_path / "out")
+    with open(tmp_path / "out/verdicts.csv", newline="", encoding="utf-8") as table:
+        rows = list(csv.DictReader(table))
+    assert list(rows[0]) == ["path", "score", "alarm", *verdicts["pictures"][0]["heads"], "boxes"]
+    assert {row["alarm"] for row in rows} == {"0", "1"}
+    for row, item in zip(rows, verdicts["pictures"], strict=True):
+        assert row["path"] == item["path"]
+        assert float(row["score"]) == item["score"]
+        assert int(row["alarm"]) == item["alarm"]
+        assert int(row["boxes"]) == len(item["boxes"])
+        assert {name: float(row[name]) for name in item["heads"]} == item["heads"]
+    assert sum(int(row["boxes"]) for row in rows) >= 5
+
+
 def written(out: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((out / "verdicts.json").read_text())
     for kind in ("heatmap", "mask", "map"):
         files = {Path(item[kind]) for item in found["pictures"]}
         assert files == set((out / f"{kind}s").iterdir()), "files and list say the same"
         assert len(files) == len(found["pictures"])
+    with open(out / "verdicts.csv", newline="", encoding="utf-8") as table:
+        rows = list(csv.DictReader(table))
+    assert [row["path"] for row in rows] == [item["path"] for item in found["pictures"]]
     return found
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,6 +12,7 @@ from manyeyes.experiments.report.contest import Contest
 from manyeyes.experiments.report.standings import COSTS, FEWEST_SETS, Standing, standings
 from manyeyes.experiments.report.words import DASH, correlation, number, percent, plain_name, points, significance, span
 from manyeyes.experiments.study import Study
+from manyeyes.experiments.tables import write_csv
 from manyeyes.files import write_json, write_text
 
 Row = dict[str, str]
@@ -171,8 +170,8 @@ class Results:
         """Raises: RunError if a file cannot be written."""
         plain, folder = self.plain(), self.study.folder
         write_json(folder / "results.json", plain)
-        write_text(folder / "cells.csv", _csv(plain["cells"]))
-        write_text(folder / "ensembles.csv", _csv(plain["ensembles"]))
+        write_csv(folder / "cells.csv", plain["cells"])
+        write_csv(folder / "ensembles.csv", plain["ensembles"])
         parts = ["# Results", _markdown(self.accuracy()), _markdown(self.comparison()), NOTE]
         if choices := self.choices():
             parts += ["## Choices", _markdown(choices), CHOICES]
@@ -199,14 +198,6 @@ def _mean(contests: Sequence[Contest], name: str, *path: str) -> str:
 
 def _number(value: float | None) -> str:
     return DASH if value is None else number(value)
-
-
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    file = io.StringIO()
-    writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return file.getvalue()
 
 
 def _markdown(rows: Sequence[Row]) -> str:
