@@ -34,8 +34,14 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1")]
 PrecisionName = Literal["auto", "float32", "float16", "bfloat16"]
 Precision = Annotated[PrecisionName, typer.Option(help="precision of the trunks")]
 Batch = Annotated[int, typer.Option("--batch-size", min=1, help="pictures per forward pass")]
-LayoutName = Literal["auto", "folder", "mvtec-ad", "mvtec-loco", "visa", "mpdd", "btad", "mtd"]
-Layout = Annotated[LayoutName, typer.Option(help="how the image set lies on disk")]
+LAYOUTS = "how the image set lies on disk: auto, folder, mvtec-ad, mvtec-loco, visa, mpdd, btad or mtd"
+Layout = Annotated[
+    str,
+    typer.Option(
+        metavar="KIND|FILE.yaml",
+        help=f"{LAYOUTS}; or a YAML file that names its folders: {{kind: folder, train: [normal], defective: [dents]}}",
+    ),
+]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="list unreadable pictures and leave them out")]
 Compile = Annotated[bool, typer.Option("--compile", help="compile the trunks first; CUDA only, pays on many pictures")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress bars")]

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from manyeyes import __version__
 from manyeyes.backbones import PatchCoreConfig, PdnTrunkConfig, TimmTrunkConfig
 from manyeyes.cli import app
-from manyeyes.data import ImageSet, ground_truth_mask
+from manyeyes.data import DataConfig, ImageSet, ground_truth_mask
 from manyeyes.ensemble import PRESETS, EnsembleConfig, load_config, load_run
 from manyeyes.experiments.engines import Processes, Sequential
 from manyeyes.experiments.metrics.maps import evaluate_maps
@@ -392,6 +392,40 @@ def test_bad_data(
     assert re.search(expected, said)
 
 
+def test_folders_with_names_of_their_own(manyeyes: Call, config: Path, tmp_path: Path) -> None:
+    root, layout = draw_parts(tmp_path / "drawn"), tmp_path / "parts.yaml"
+    for old, new in {"train/good": "normal/cam", "test/good": "checked", "test/hole": "dents"}.items():
+        (tmp_path / "parts" / new).parent.mkdir(parents=True, exist_ok=True)
+        (root / old).rename(tmp_path / "parts" / new)
+    (root / "ground_truth/hole").rename(tmp_path / "parts/marks")
+    layout.write_text("{kind: folder, train: [normal], good: [checked], defective: [dents], masks: [marks]}")
+    call = ("--data", tmp_path / "parts", "--layout", layout, "--device", "cpu", "--quiet")
+    code, _, err = manyeyes("train", config, "--out", tmp_path / "run", *call)
+    assert code == 0, err
+    assert "took 10 pictures from 1 subfolder of" in err
+    code, _, err = manyeyes("evaluate", tmp_path / "run", "--json", tmp_path / "f.json", *call)
+    assert code == 0, err
+    figures = json.loads((tmp_path / "f.json").read_text())
+    assert figures["counts"] == {**figures["counts"], "good": 5, "defective": 4}
+    assert figures["pixel"]["auroc"] > 0.9
+    code, _, err = manyeyes("compare", config, "--out", tmp_path / "study", *call)
+    assert code == 0, err
+    for sample in sorted((tmp_path / "parts/checked").iterdir()) + sorted((tmp_path / "parts/dents").iterdir()):
+        target = tmp_path / "maps/test" / ("good" if sample.parent.name == "checked" else "dents") / sample.stem
+        target.parent.mkdir(parents=True, exist_ok=True)
+        np.save(f"{target}.npy", np.random.default_rng(0).random((HEIGHT, WIDTH)).astype(np.float32))
+    code, out, err = manyeyes("metrics", tmp_path / "maps", "--data", tmp_path / "parts", "--layout", layout)
+    assert code == 0, err
+    assert json.loads(out)["counts"]["defective"] == 4
+
+
+def test_every_layout_stands_in_the_help(manyeyes: Call) -> None:
+    _, out, _ = manyeyes("train", "--help")
+    words = set(re.findall(r"[\w-]+", re.sub(r"-\s+│\s*\n\s*│\s+", "-", out)))
+    kinds = {config.model_fields["kind"].default for config in get_args(get_args(DataConfig)[0])}
+    assert kinds <= words
+
+
 def test_bad_pictures_are_left_out_when_asked(manyeyes: Call, config: Path, tmp_path: Path) -> None:
     root = draw_parts(tmp_path / "parts", train=8, good=2, defective=2)
     spoil(root, "train/good/003.png", b"")
@@ -423,7 +457,9 @@ def test_a_mask_of_another_size(manyeyes: Call, trained: Path, tmp_path: Path) -
         (["train", "CONFIG", "--set", "fusion.kind=blend"], "unknown kind 'blend'; allowed"),
         (["train", "CONFIG", "--set", "seed=one"], "seed: "),
         (["train", "CONFIG", "--set", "seed"], "expected field=value"),
-        (["train", "CONFIG", "--layout", "imagenet"], "'imagenet'"),
+        (["train", "CONFIG", "--layout", "imagenet"], "'imagenet': top level: unknown kind"),
+        (["train", "CONFIG", "--layout", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
+        (["train", "CONFIG", "--layout", "CONFIG"], "the field 'kind' is missing"),
         (["train", "CONFIG", "--layout", "btad"], "kind btad needs the folder train/ok"),
         (["train", "CONFIG", "--device", "gpu"], "device 'gpu': not usable here"),
         (["train", "CONFIG", "--device", "meta"], "use auto, cpu or cuda:0"),

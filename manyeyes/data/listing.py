@@ -90,7 +90,7 @@ def paths_to_samples(paths: Iterable[str | Path]) -> tuple[Sample, ...]:
     found: dict[Path, Sample] = {}
     for path in map(Path, paths):
         if path.is_dir():
-            pictures = _recursive(path)
+            pictures = pictures_within(path)
             if not pictures:
                 raise DataError(f"{path}: holds no picture; looked for {' '.join(SUFFIXES)} at any depth")
         elif path.exists():
@@ -104,8 +104,9 @@ def paths_to_samples(paths: Iterable[str | Path]) -> tuple[Sample, ...]:
     return tuple(found.values())
 
 
-def _recursive(folder: Path) -> list[Path]:
+def pictures_within(folder: Path) -> list[Path]:
+    """Pictures of a folder at any depth, in natural order."""
     pictures, _, folders = listed(folder)
     # Linked folders are not followed: they may lead in a circle.
-    deeper = [picture for inner in folders if not inner.is_symlink() for picture in _recursive(inner)]
+    deeper = [picture for inner in folders if not inner.is_symlink() for picture in pictures_within(inner)]
     return pictures + deeper

@@ -483,6 +483,52 @@ def test_layout_by_its_kind():
         layout_of("mvtec")
 
 
+def test_layout_from_a_file(root, tmp_path):
+    fill(root, "normal/1.png", "checked/2.png", "dents/3.png", "dents/4.png", "stains/5.png")
+    for name in ("marks/dents/3.png", "marks/stains/5_mask.png"):
+        mask(root / name)
+    file = tmp_path / "parts.yaml"
+    file.write_text("{kind: folder, train: normal, good: [checked], defective: [dents, stains], masks: [marks]}")
+    found = read_image_set(root, layout_of(str(file)))
+    assert paths(found.train) == ["normal/1.png"]
+    assert [(stem, defect) for stem, defect, _, _ in words(found.test)] == [
+        *(("2", "good"), ("3", "dents"), ("4", "dents"), ("5", "stains"))
+    ]
+    assert [len(sample.regions) for sample in found.test] == [0, 1, 0, 1]
+    assert layout_of(str(file)) == Folder(
+        train=("normal",), good=("checked",), defective=("dents", "stains"), masks=("marks",)
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{kind: folder, trian: [normal]}", r"trian: unknown field.*has the fields kind, train, validation, good, def"),
+        ("{kind: folder, train: 3}", r"train: .*got 3"),
+        ("{kind: fold}", r"unknown kind 'fold'; allowed: 'folder'"),
+        ("{train: [normal]}", r"the field 'kind' is missing"),
+        ("[normal]", r"expected a mapping of fields, found list"),
+        ("{kind: folder", r"is no valid YAML"),
+    ],
+)
+def test_a_bad_layout_file_is_one_line(tmp_path, text, expected):
+    file = tmp_path / "parts.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=rf"parts\.yaml: .*{expected}") as caught:
+        layout_of(str(file))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_layout_that_names_what_is_not_there(root, tmp_path):
+    fill(root, "train/good/1.png")
+    with pytest.raises(ConfigError, match=r"none\.yaml: cannot be read"):
+        layout_of(str(tmp_path / "none.yaml"))
+    with pytest.raises(DataError, match=r"normal: does not exist or is no folder; it is named in the data config"):
+        Folder(train=("normal",)).read(root)
+    with pytest.raises(ConfigError, match=r"unknown kind 'mvtec'.*or give a YAML file"):
+        layout_of("mvtec")
+
+
 def test_config_union():
     union = TypeAdapter(DataConfig)
     for kind in ("folder", "mvtec-ad", "mvtec-loco", "visa", "mpdd", "btad", "mtd", "auto"):
@@ -524,6 +570,34 @@ def test_pictures_in_subfolders_are_noted(root):
     assert len(found.train) == 1
     for folder in ("train/good/cam", "test/hole/b"):
         assert any(note.startswith("left out 1 picture in") and folder in note for note in found.notes)
+
+
+@pytest.mark.parametrize("config", [Auto(), MvtecAd(), Folder()], ids=lambda c: c.kind)
+def test_good_pictures_in_subfolders_alone_are_taken(root, config):
+    fill(root, "train/good/cam2/1.png", "train/good/cam10/1.png", "train/good/cam10/2.png", "test/hole/4.png")
+    (root / "train/good/spare").mkdir()
+    fill(root, "validation/good/cam2/7.png", "test/good/cam2/8.png", "train/good/cam2/deeper/9.png")
+    for name in ("train/good/masks/1.png", "train/good/cam10/1_mask.png"):
+        mask(root / name)
+    found = read_image_set(root, config)
+    assert paths(found.train) == ["train/good/cam2/1.png", "train/good/cam10/1.png", "train/good/cam10/2.png"]
+    assert paths(found.validation) == ["validation/good/cam2/7.png"]
+    assert paths(found.test) == ["test/hole/4.png"], "two test pictures must not have one name"
+    assert "left out 2 masks beside pictures: 1.png, 1_mask.png" in found.notes
+    assert f"took 3 pictures from 2 subfolders of {root / 'train/good'}: cam2, cam10" in found.notes
+    assert any("left out 1 picture in" in note and "cam2/deeper" in note for note in found.notes)
+
+
+def test_subfolders_of_a_folder_that_is_not_called_good(root):
+    fill(root, "train/cam1/1.png", "train/cam1/2.png", "train/cam2/3.png")
+    with pytest.raises(DataError, match=r"no picture of a good part.*left out 2 pictures in .*cam1.*1 pic.*cam2"):
+        read_image_set(root)
+    with pytest.raises(DataError, match=r"name the folders in a YAML file for --layout"):
+        read_image_set(root)
+    assert len(read_image_set(root, Folder(train=("train",))).train) == 3
+    fill(root, "train/good/2026/cam1/1.png", "test/hole/4.png")
+    with pytest.raises(DataError, match=r"train on.*left out 1 picture deep in the subfolders of .*good; name"):
+        read_image_set(root)
 
 
 @pytest.mark.parametrize("folder", ["validation/good", "validation/ok", "validation", "val", "val/normal", "VAL/good"])

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from manyeyes.data.readers.layout import GOOD, Inventory, Layout, Samples, extensions, is_good
 from manyeyes.data.readers.split_folders import masks_in, usual_masks
 from manyeyes.data.sample import ImageSet
 from manyeyes.errors import DataError
 
-Folders = tuple[str, ...]
+
+def _as_list(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+Folders = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
+"""Several folders, or one by its name alone."""
 
 
 class Folder(Layout):
@@ -30,7 +36,9 @@ class Folder(Layout):
     masks: Folders = Field((), description="folder of masks for each folder in defective, or one that holds them all")
 
     def _find(self, inventory: Inventory, seed: int) -> ImageSet:
-        train = [p for folder in self._train(inventory) for p in inventory.good(folder)]
+        train: Samples = ()
+        for folder in self._train(inventory):
+            train += inventory.good_within(folder) if self.train or is_good(folder) else inventory.good(folder)
         good, defective = self._named(inventory, self.good), self._named(inventory, self.defective)
         if not self.good:
             good = _usual(inventory, "test")
@@ -41,8 +49,8 @@ class Folder(Layout):
         for folder, masks in zip(defective, self._masks(inventory, defective), strict=True):
             test += inventory.defective(folder, masks)
         validation = self._named(inventory, self.validation)
-        held = tuple(sample for folder in validation for sample in inventory.good(folder)) or inventory.validation()
-        return inventory.image_set(self.kind, tuple(train), held, test)
+        held = tuple(sample for folder in validation for sample in inventory.good_within(folder))
+        return inventory.image_set(self.kind, train, held or inventory.validation(), test)
 
     def _looked_for(self) -> str:
         where = ", ".join(self.train) or "train/good, train/ok, train/normal, train and the folder itself"

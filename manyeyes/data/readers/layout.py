@@ -9,12 +9,13 @@ from operator import not_
 from pathlib import Path
 
 from manyeyes.config import Config
-from manyeyes.data.listing import SUFFIXES, below, listed, names
+from manyeyes.data.listing import SUFFIXES, below, listed, names, pictures_within
 from manyeyes.data.sample import ImageSet, Region, Sample
 from manyeyes.errors import DataError
 
 Samples = tuple[Sample, ...]
 GOOD = ("good", "ok", "normal")
+MASKS = ("ground_truth", "masks")
 
 
 class Layout(Config, ABC):
@@ -32,7 +33,9 @@ class Layout(Config, ABC):
             raise DataError(f"{root}: {reason}; expected the folder of an image set")
         found = self._find(Inventory(root), seed)
         if train and not found.train:
-            raise DataError(f"{root}: no picture of a good part to train on; looked for {self._looked_for()}")
+            aside = "".join(f"; {note}" for note in found.notes if "subfolder" in note)
+            advice = f"{aside}; name the folders in a YAML file for --layout" if aside else ""
+            raise DataError(f"{root}: no picture of a good part to train on; looked for {self._looked_for()}{advice}")
         if not found.train and not found.test:
             raise DataError(f"{root}: no picture; looked for test and for {self._looked_for()}")
         return found
@@ -91,13 +94,33 @@ class Inventory:
         self._beside += masks
         return tuple(Sample(path) for path in pictures)
 
+    def good_within(self, folder: Path) -> Samples:
+        """Good parts to fit on: those directly in ``folder`` or, where there is none, in its subfolders; that is noted.
+
+        Folders of masks are left out. Not for test pictures, which are told apart by their names within a folder.
+        """
+        pictures, _, folders = listed(folder)
+        inside = [inner for inner in folders if inner.name.casefold() not in (*MASKS, "mask") and listed(inner)[0]]
+        if not pictures and not inside and (count := len(pictures_within(folder))):
+            self.notes.append(f"left out {count} picture{'s' * (count > 1)} deep in the subfolders of {folder}")
+        if pictures or not inside:
+            return self.good(folder)
+        self.pictures(folder)  # for the note on other files
+        self._beside += [mask for inner in folders if inner not in inside for mask in listed(inner)[0]]
+        found = [sample for inner in inside for sample in self.good(inner)]
+        many = "s" * (len(inside) > 1)
+        self.notes.append(f"took {len(found)} pictures from {len(inside)} subfolder{many} of {folder}: {names(inside)}")
+        return tuple(found)
+
     def validation(self) -> Samples:
         """Good parts in validation or val: in its folder good, ok or normal, or directly in it."""
         for name in ("validation", "val"):
             folder = self.below(name)
             if folder is not None:
                 inner = [each for each in self.folders(folder) if is_good(each)]
-                return tuple(sample for each in inner or [folder] for sample in self.good(each))
+                if inner:
+                    return tuple(sample for each in inner for sample in self.good_within(each))
+                return self.good(folder)
         return ()
 
     def require(self, name: str, kind: str) -> Path:

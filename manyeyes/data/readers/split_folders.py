@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Literal
 
 from manyeyes.data.listing import listed
-from manyeyes.data.readers.layout import Inventory, Layout, Samples, is_good
+from manyeyes.data.readers.layout import MASKS, Inventory, Layout, Samples, is_good
 from manyeyes.data.sample import ImageSet
 from manyeyes.errors import DataError
-
-MASKS = ("ground_truth", "masks")
 
 
 class MvtecAd(Layout):
@@ -57,7 +55,7 @@ class Btad(Layout):
 
 def read_split(inventory: Inventory, kind: str, good: str) -> ImageSet:
     """Raises: DataError if train/``good`` is missing or a mask has no picture."""
-    train = inventory.good(inventory.require(f"train/{good}", kind))
+    train = inventory.good_within(inventory.require(f"train/{good}", kind))
     return inventory.image_set(kind, train, inventory.validation(), read_test(inventory))
 
 

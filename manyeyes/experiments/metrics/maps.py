@@ -15,11 +15,9 @@ from typing import Any
 import cv2
 import numpy as np
 from PIL import Image
-from pydantic import TypeAdapter, ValidationError
 
-from manyeyes.config import describe
-from manyeyes.data import DataConfig, ImageSet, Sample, image_size, read_image_set
-from manyeyes.errors import ConfigError, DataError
+from manyeyes.data import ImageSet, Sample, image_size, layout_of, read_image_set
+from manyeyes.errors import DataError
 from manyeyes.experiments.metrics.ground_truth import find_samples, loco_groups, regions_of
 from manyeyes.experiments.metrics.image import ImageStatistics
 from manyeyes.experiments.metrics.pixel import PixelStatistics
@@ -42,8 +40,8 @@ def evaluate_maps(
 
     ``data`` is an image set, of which the test split is measured, or a folder. One that holds ``ground_truth`` (and
     ``defects_config.json`` for LOCO) needs no pictures: its good images are then the maps in MAPS/test/good. Any other
-    folder, or one of another ``layout`` (its kind), is read by ``manyeyes.data``. ``threshold`` serves image scores and
-    pixels alike.
+    folder, or one of another ``layout`` (as `layout_of` takes it), is read by ``manyeyes.data``. ``threshold`` serves
+    image scores and pixels alike.
     Raises: DataError naming the file: a map is missing, unreadable, not 2-d, not finite, or has no ground truth.
     """
     folder = Path(maps) / "test"
@@ -114,11 +112,7 @@ def _samples(data: str | Path | ImageSet, layout: str, index: dict[tuple[str, st
     root = Path(data)
     if layout in BY_GROUND_TRUTH and (root / "ground_truth").is_dir():
         return _with_good_maps(find_samples(root), index, root)
-    try:
-        reader = TypeAdapter(DataConfig).validate_python({"kind": layout})
-    except ValidationError as error:
-        raise ConfigError(f"--layout {layout}: {describe(error)}") from None
-    return read_image_set(root, reader).test
+    return read_image_set(root, layout_of(layout)).test
 
 
 def _with_good_maps(samples: tuple[Sample, ...], index: dict[tuple[str, str], Path], root: Path) -> tuple[Sample, ...]:

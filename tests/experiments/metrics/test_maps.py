@@ -254,7 +254,7 @@ def test_missing_folders_and_unknown_layouts_are_named(loco, tmp_path):
     data, maps, _ = loco
     with pytest.raises(DataError, match=re.escape(str(tmp_path / "none" / "test"))):
         evaluate_maps(tmp_path / "none", data)
-    with pytest.raises(ConfigError, match="--layout loko"):
+    with pytest.raises(ConfigError, match=r"layout 'loko': .*unknown kind"):
         evaluate_maps(maps, data, layout="loko")
 
 
