@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import time
@@ -11,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 
 from manyeyes.backbones import Eyes
+from manyeyes.config import read_yaml
 from manyeyes.data import Frame, ImageSet, Sample, hold_out
 from manyeyes.device import Precision, resolve_device, trunk_precision
 from manyeyes.ensemble.choosing import Chosen, fit_and_choose
@@ -202,34 +206,61 @@ def train_run(
     """Train into a run folder. After a kill, the same call with ``resume`` goes on and ends with the same scores, on a
     GPU to rounding.
 
-    Raises: RunError if the folder already holds a run, belongs to another config or is being written.
+    Raises: RunError if the folder already holds a run, is another config's or other pictures', or is being written.
     """
-    out = Path(out)
+    out, data = Path(out), _data_of(image_set)
     with owned(out):
-        if (found := _finished(out, config, resume)) is not None:
+        if (found := _finished(out, config, data, resume)) is not None:
             (progress or Silent()).say(f"{out}: already finished, nothing to do")
             return found.to(resolve_device(device))
         where, ensemble = resolve_device(device), Ensemble(config)
         require_labels(ensemble, labelled)
         split(image_set, config)
-        write_text(out / PENDING, config.to_yaml())  # what was refused until here leaves nothing to resume
+        pending = yaml.safe_dump({"data": data}) + config.to_yaml()
+        write_text(out / PENDING, pending)  # what was refused until here leaves nothing to resume
         extraction = Extraction(FeatureStore(out / FEATURES, config.store), where, batch_size, precision, skip_bad)
         ensemble, figures = fit_ensemble(config, image_set, extraction, progress, ensemble, labelled)
-        figures["data"] = {"root": os.fspath(image_set.root.resolve()), "layout": image_set.layout}
+        figures["data"] = data
         save_run(out, ensemble, where, figures, declared=config)
         (out / PENDING).unlink(missing_ok=True)
         shutil.rmtree(out / FEATURES, ignore_errors=True)
         return ensemble
 
 
-def _finished(out: Path, config: EnsembleConfig, resume: bool) -> Ensemble | None:
+def _data_of(image_set: ImageSet) -> dict[str, Any]:
+    """By what a resumed call knows its pictures: where they lie, and a digest of their names and of the two splits."""
+    root = image_set.root.resolve()
+    parts = [
+        [os.path.relpath(sample.path.resolve(), root) for sample in part]
+        for part in (image_set.train, image_set.validation)
+    ]
+    digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    return {"root": os.fspath(root), "layout": image_set.layout, "pictures": sum(map(len, parts)), "digest": digest}
+
+
+def _require_same_data(out: Path, known: Any, data: dict[str, Any]) -> None:
+    """Raises: RunError if a run was trained on other pictures than ``data``; an old one may not say on which."""
+    known = known if isinstance(known, dict) else {}
+    if known.get("root", data["root"]) != data["root"]:
+        raise RunError(f"{out}: holds a run on {known['root']}, not on {data['root']}; choose another folder")
+    if known.get("digest", data["digest"]) != data["digest"]:
+        raise RunError(
+            f"{out}: holds a run on other pictures of {data['root']} ({known.get('pictures')} good ones then, "
+            f"{data['pictures']} now, or other names); choose another folder, or delete it to train anew"
+        )
+
+
+def _finished(out: Path, config: EnsembleConfig, data: dict[str, Any], resume: bool) -> Ensemble | None:
     """The finished run that a resumed call finds, if any; refuses to touch what is not this run's."""
     pending = out / PENDING
     if pending.exists():
         if not resume:
             raise RunError(f"{out}: holds an unfinished run; go on with --resume, or choose another folder")
-        if EnsembleConfig.from_yaml(pending) != config:
+        values = read_yaml(pending)
+        known = values.pop("data", None)
+        if EnsembleConfig.parse(values, str(pending)) != config:
             raise RunError(f"{out}: the unfinished run has another config ({pending}); choose another folder")
+        _require_same_data(out, known, data)
         return None
     if (out / STATE).exists():
         if not resume:
@@ -237,6 +268,7 @@ def _finished(out: Path, config: EnsembleConfig, resume: bool) -> Ensemble | Non
         found_config, details = read_header(out)
         if details.get("declared", found_config.fingerprint()) != config.fingerprint():
             raise RunError(f"{out}: already holds a run of another config; choose another folder")
+        _require_same_data(out, details["metrics"].get("data"), data)
         found = load_run(out)
         shutil.rmtree(out / FEATURES, ignore_errors=True)  # there if the run was killed while it cleaned up
         return found

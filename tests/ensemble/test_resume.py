@@ -110,15 +110,48 @@ def test_a_kill_during_a_second_save_leaves_the_old_run(run_copy: Path, trained:
     assert torch.equal(load_run(run_copy).score_threshold_, load_run(trained).score_threshold_)
 
 
-def test_pictures_that_came_meanwhile_are_part_of_the_resumed_run(
-    tmp_path: Path, in_process: Callable[..., int]
-) -> None:
-    root, out = draw_parts(tmp_path / "parts"), tmp_path / "run"
-    assert in_process(train_and_die, "extracting", str(root), str(out)) == -signal.SIGKILL
+@pytest.mark.parametrize("finished", [False, True])
+def test_other_pictures_are_refused(finished: bool, tmp_path: Path, in_process: Callable[..., int]) -> None:
+    root, other, out = draw_parts(tmp_path / "parts"), draw_parts(tmp_path / "other"), tmp_path / "run"
+    if finished:
+        train(read_image_set(root), out)
+    else:
+        assert in_process(train_and_die, "extracting", str(root), str(out)) == -signal.SIGKILL
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(RunError, match=rf"holds a run on {root}, not on {other}; choose another folder"):
+        train(read_image_set(other), out, resume=True)
     shutil.copy(root / "test/good/000.png", root / "train/good/010.png")
+    with pytest.raises(RunError, match=r"pictures of .*parts \(10 good ones then, 11 now, or other names\); choose"):
+        train(read_image_set(root), out, resume=True)
+    (root / "train/good/000.png").unlink()  # as many as before
+    with pytest.raises(RunError, match=r"10 good ones then, 10 now, or other names"):
+        train(read_image_set(root), out, resume=True)
+    (root / "train/good/010.png").rename(root / "train/good/000.png")
+    (root / "validation/good").mkdir(parents=True)
+    (root / "train/good/009.png").rename(root / "validation/good/009.png")
+    with pytest.raises(RunError, match=r"other pictures of"):
+        train(read_image_set(root), out, resume=True)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    for folder in ("test/hole", "ground_truth"):  # of no account for a training
+        shutil.rmtree(root / folder)
+    (root / "validation/good/009.png").rename(root / "train/good/009.png")
     train(read_image_set(root), out, resume=True)
-    train(read_image_set(root), tmp_path / "whole")
-    assert same_tensors(out, tmp_path / "whole")
+    assert (out / STATE).exists()
+
+
+def test_the_same_pictures_are_the_same_however_their_folder_is_called(
+    parts: ImageSet, run_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "link").symlink_to(parts.root)
+    monkeypatch.chdir(parts.root.parent)
+    for root in (tmp_path / "link", Path(parts.root.name)):
+        train(read_image_set(root), run_copy, resume=True)
+
+
+def test_a_run_that_does_not_say_its_pictures_goes_on(parts: ImageSet, tmp_path: Path) -> None:
+    (tmp_path / "unfinished.yaml").write_text(small_config().to_yaml())
+    train(parts, tmp_path, resume=True)
+    assert (tmp_path / STATE).exists()
 
 
 def test_resume_without_anything_to_resume_is_a_plain_run(parts: ImageSet, trained: Path, tmp_path: Path) -> None:
