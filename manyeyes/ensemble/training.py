@@ -210,8 +210,9 @@ def train_run(
     """
     out, data = Path(out), _data_of(image_set)
     with owned(out):
-        if (found := _finished(out, config, data, resume)) is not None:
-            (progress or Silent()).say(f"{out}: already finished, nothing to do")
+        progress = progress or Silent()
+        if (found := _finished(out, config, data, resume, progress)) is not None:
+            progress.say(f"{out}: already finished, nothing to do")
             return found.to(resolve_device(device))
         where, ensemble = resolve_device(device), Ensemble(config)
         require_labels(ensemble, labelled)
@@ -238,29 +239,39 @@ def _data_of(image_set: ImageSet) -> dict[str, Any]:
     return {"root": os.fspath(root), "layout": image_set.layout, "pictures": sum(map(len, parts)), "digest": digest}
 
 
-def _require_same_data(out: Path, known: Any, data: dict[str, Any]) -> None:
-    """Raises: RunError if a run was trained on other pictures than ``data``; an old one may not say on which."""
-    known = known if isinstance(known, dict) else {}
+def _require_same_root(out: Path, known: dict[str, Any], data: dict[str, Any]) -> None:
+    """Raises: RunError if a run was begun on another folder than that of ``data``; an old one may not say on which."""
     if known.get("root", data["root"]) != data["root"]:
         raise RunError(f"{out}: holds a run on {known['root']}, not on {data['root']}; choose another folder")
-    if known.get("digest", data["digest"]) != data["digest"]:
-        raise RunError(
-            f"{out}: holds a run on other pictures of {data['root']} ({known.get('pictures')} good ones then, "
-            f"{data['pictures']} now, or other names); choose another folder, or delete it to train anew"
-        )
 
 
-def _finished(out: Path, config: EnsembleConfig, data: dict[str, Any], resume: bool) -> Ensemble | None:
-    """The finished run that a resumed call finds, if any; refuses to touch what is not this run's."""
+def _difference(known: dict[str, Any], data: dict[str, Any]) -> str | None:
+    """How the pictures that a run knows differ from those of ``data``, None if they do not."""
+    if known.get("digest", data["digest"]) == data["digest"]:
+        return None
+    return f"{known.get('pictures')} good ones then, {data['pictures']} now, or other names"
+
+
+def _finished(
+    out: Path, config: EnsembleConfig, data: dict[str, Any], resume: bool, progress: Progress
+) -> Ensemble | None:
+    """The finished run that a resumed call finds, if any; refuses to touch what is not this run's.
+
+    An unfinished one goes on with the pictures that are there now: somebody may have taken a broken one away.
+    """
     pending = out / PENDING
     if pending.exists():
         if not resume:
             raise RunError(f"{out}: holds an unfinished run; go on with --resume, or choose another folder")
         values = read_yaml(pending)
-        known = values.pop("data", None)
+        known = values.pop("data", None) or {}
         if EnsembleConfig.parse(values, str(pending)) != config:
             raise RunError(f"{out}: the unfinished run has another config ({pending}); choose another folder")
-        _require_same_data(out, known, data)
+        _require_same_root(out, known, data)
+        if changed := _difference(known, data):
+            progress.say(
+                f"{data['root']}: pictures have changed since the run began ({changed}); it goes on with these"
+            )
         return None
     if (out / STATE).exists():
         if not resume:
@@ -268,7 +279,13 @@ def _finished(out: Path, config: EnsembleConfig, data: dict[str, Any], resume: b
         found_config, details = read_header(out)
         if details.get("declared", found_config.fingerprint()) != config.fingerprint():
             raise RunError(f"{out}: already holds a run of another config; choose another folder")
-        _require_same_data(out, details["metrics"].get("data"), data)
+        known = details["metrics"].get("data") or {}
+        _require_same_root(out, known, data)
+        if changed := _difference(known, data):
+            raise RunError(
+                f"{out}: holds a run on other pictures of {data['root']} ({changed}); choose another folder, or delete "
+                "it to train anew"
+            )
         found = load_run(out)
         shutil.rmtree(out / FEATURES, ignore_errors=True)  # there if the run was killed while it cleaned up
         return found

@@ -19,6 +19,7 @@ from manyeyes.data import ImageSet, read_image_set
 from manyeyes.ensemble import load_run, run, store, train_run, training
 from manyeyes.ensemble.run import STATE, save_run
 from manyeyes.errors import ConfigError, RunError
+from manyeyes.progress import Silent
 
 CPU = torch.device("cpu")
 
@@ -110,16 +111,14 @@ def test_a_kill_during_a_second_save_leaves_the_old_run(run_copy: Path, trained:
     assert torch.equal(load_run(run_copy).score_threshold_, load_run(trained).score_threshold_)
 
 
-@pytest.mark.parametrize("finished", [False, True])
-def test_other_pictures_are_refused(finished: bool, tmp_path: Path, in_process: Callable[..., int]) -> None:
-    root, other, out = draw_parts(tmp_path / "parts"), draw_parts(tmp_path / "other"), tmp_path / "run"
-    if finished:
-        train(read_image_set(root), out)
-    else:
-        assert in_process(train_and_die, "extracting", str(root), str(out)) == -signal.SIGKILL
-    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    with pytest.raises(RunError, match=rf"holds a run on {root}, not on {other}; choose another folder"):
-        train(read_image_set(other), out, resume=True)
+def files_of(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_finished_run_is_not_found_for_other_pictures(tmp_path: Path) -> None:
+    root, out = draw_parts(tmp_path / "parts"), tmp_path / "run"
+    train(read_image_set(root), out)
+    before = files_of(out)
     shutil.copy(root / "test/good/000.png", root / "train/good/010.png")
     with pytest.raises(RunError, match=r"pictures of .*parts \(10 good ones then, 11 now, or other names\); choose"):
         train(read_image_set(root), out, resume=True)
@@ -131,12 +130,46 @@ def test_other_pictures_are_refused(finished: bool, tmp_path: Path, in_process: 
     (root / "train/good/009.png").rename(root / "validation/good/009.png")
     with pytest.raises(RunError, match=r"other pictures of"):
         train(read_image_set(root), out, resume=True)
-    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     for folder in ("test/hole", "ground_truth"):  # of no account for a training
         shutil.rmtree(root / folder)
     (root / "validation/good/009.png").rename(root / "train/good/009.png")
     train(read_image_set(root), out, resume=True)
-    assert (out / STATE).exists()
+    assert files_of(out) == before
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_another_folder_of_pictures_is_refused(finished: bool, tmp_path: Path, in_process: Callable[..., int]) -> None:
+    root, other, out = draw_parts(tmp_path / "parts"), draw_parts(tmp_path / "other"), tmp_path / "run"
+    if finished:
+        train(read_image_set(root), out)
+    else:
+        assert in_process(train_and_die, "extracting", str(root), str(out)) == -signal.SIGKILL
+    before = files_of(out)
+    with pytest.raises(RunError, match=rf"holds a run on {root}, not on {other}; choose another folder"):
+        train(read_image_set(other), out, resume=True)
+    assert files_of(out) == before
+
+
+def test_pictures_that_came_or_went_meanwhile_are_told_and_the_resumed_run_goes_on_with_those_that_are_there(
+    tmp_path: Path, in_process: Callable[..., int]
+) -> None:
+    """A run may have stopped at a broken picture, which is then taken away."""
+    root, out = draw_parts(tmp_path / "parts"), tmp_path / "run"
+    assert in_process(train_and_die, "extracting", str(root), str(out)) == -signal.SIGKILL
+    shutil.copy(root / "test/good/000.png", root / "train/good/010.png")
+    (root / "train/good/003.png").unlink()
+    said: list[str] = []
+
+    class Heard(Silent):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    train(read_image_set(root), out, resume=True, progress=Heard())
+    assert any(
+        "pictures have changed since the run began (10 good ones then, 10 now, or other names)" in s for s in said
+    )
+    train(read_image_set(root), tmp_path / "whole")
+    assert same_tensors(out, tmp_path / "whole")
 
 
 def test_the_same_pictures_are_the_same_however_their_folder_is_called(
