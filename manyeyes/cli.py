@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 from manyeyes import __version__
-from manyeyes.errors import ManyeyesError
+from manyeyes.errors import ConfigError, ManyeyesError, RunError
 
 if TYPE_CHECKING:
     from manyeyes.experiments.study import Study
@@ -150,6 +150,8 @@ def evaluate(
 
     _require_place(json)
     _require_place(pictures)
+    if pictures == STDOUT:
+        raise ConfigError("--pictures -: expected the name of a file; only --json prints")
     image_set = read_image_set(data, layout_of(layout))
     _tell(image_set.notes)
     with shown(quiet) as progress:
@@ -352,14 +354,20 @@ STDOUT = Path("-")
 
 
 def _is_stdout(json: Path | None) -> bool:
-    return json == STDOUT
+    from manyeyes.files import is_stdout
+
+    return json is not None and (json == STDOUT or is_stdout(json))
 
 
 def _require_place(file: Path | None) -> None:
     """Fails now, not when the figures are there."""
     from manyeyes.files import make_folder
 
-    if file and not _is_stdout(file) and not file.exists():
+    if file is None or _is_stdout(file):
+        return
+    if file.is_dir():
+        raise RunError(f"{file}: is a folder; expected the name of a file to write")
+    if file.is_file() or not file.exists():  # a pipe or a device takes no other file beside it
         make_folder(file.parent)
 
 

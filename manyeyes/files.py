@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import stat
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -58,13 +59,18 @@ def writing(path: str | Path) -> Iterator[Path]:
 
 def _is_special(path: str | Path) -> bool:
     """Whether there is something that a file must not take the place of."""
-    if str(Path(path).absolute()).startswith(("/dev/", "/proc/")):
+    if is_stdout(path):
         return True
     try:
         mode = Path(path).stat().st_mode
     except OSError:
         return False
     return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+def is_stdout(path: str | Path) -> bool:
+    """Whether a path names the standard output of this process, wherever that leads."""
+    return os.fspath(path) in ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 
 
 @contextmanager
@@ -74,6 +80,11 @@ def _writing_into(path: Path) -> Iterator[Path]:
         temporary.touch()
         yield temporary
         try:
+            if is_stdout(path):  # opened anew it would begin at the start of the file that it leads to
+                sys.stdout.flush()
+                sys.stdout.buffer.write(temporary.read_bytes())
+                sys.stdout.buffer.flush()
+                return
             with open(path, "wb") as target:
                 target.write(temporary.read_bytes())
         except OSError as error:

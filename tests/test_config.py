@@ -293,3 +293,11 @@ def test_what_is_wrong_within_a_list_is_told_once() -> None:
     message = error_of("bundled", "members.0.fuse=maybe")
     assert message.startswith("preset bundled: members.0.fuse: Input should be a valid boolean")
     assert ";" not in message
+
+
+def test_a_circle_of_bases_through_folders_is_told(tmp_path: Path) -> None:
+    for one, other in (("a/x", "b/y"), ("b/y", "a/x")):
+        path = tmp_path / f"{one}.yaml"
+        path.parent.mkdir()
+        path.write_text(f"base: ../{other}.yaml\n")
+    assert "is its own base, by way of" in error_of(tmp_path / "a/x.yaml")

@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -188,3 +191,26 @@ def test_a_device_is_written_into() -> None:
     with pytest.raises(RunError, match="/dev/full: cannot be written: the disk is full"):
         write_json("/dev/full", {"a": 1})
     assert Path("/dev/full").is_char_device()
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no folder in memory here")
+def test_a_folder_in_memory_is_a_folder() -> None:
+    folder = Path(f"/dev/shm/manyeyes-test-{os.getpid()}")
+    try:
+        write_json(folder / "deep/a.json", {"a": 1})
+        write_json(folder / "deep/a.json", {"a": 2})
+        assert read_json(folder / "deep/a.json") == {"a": 2}
+        assert names(folder / "deep") == ["a.json"]
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_standard_output_that_leads_to_a_file_is_added_to(tmp_path: Path) -> None:
+    code = (
+        "from manyeyes.files import write_text; print('first'); write_text('/dev/stdout', 'second\\n'); print('last')"
+    )
+    with open(tmp_path / "log", "w") as log:
+        log.write("before\n")
+        log.flush()
+        subprocess.run([sys.executable, "-c", code], stdout=log, check=True)
+    assert (tmp_path / "log").read_text() == "before\nfirst\nsecond\nlast\n"

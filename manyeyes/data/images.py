@@ -66,7 +66,7 @@ def to_rgb(picture: Array | Image.Image, bits: int = 16) -> NDArray[np.uint8]:
             raise _Unusable(f"has the shape {values.shape}; expected (H, W), (H, W, 3) or (H, W, 4)")
         _require_sides(values)
         return _eight_bit_rgb(values, declared or bits)
-    except _Unusable as error:
+    except (_Unusable, OSError, SyntaxError) as error:  # a file of Pillow's may be opened and not yet decoded
         raise DataError(f"picture in memory: {error}") from None
 
 

@@ -136,9 +136,9 @@ def weigh(by_head: Sequence[Mapping[str, float]], normals: int, picturable: Sequ
 def weak_members(config: EnsembleConfig, evidence: Evidence) -> frozenset[str]:
     """Members that are all but blind on this part, of what their own heads say: they would only add noise.
 
-    A member stays if any of its heads has `ENOUGH` of the worth of the best own head of its branch, picturable or not;
-    the fewer validation normals there are, the less is enough. Members without a head of their own are not judged, and
-    at least one that gives a map to fuse stays.
+    A member stays if any of its heads has `ENOUGH` of the worth of the best own head of its branch, picturable or not,
+    averaged over the groups of defects; the fewer validation normals there are, the less is enough. Members without a
+    head of their own are not judged, and at least one that gives a map to fuse stays.
     """
     owner = {name: member.name for member in config.members for name in head_names(member.name, member.heads)}
     names = [name for name in owner if name in evidence.normal]

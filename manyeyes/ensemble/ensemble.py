@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Self, cast
 
@@ -312,7 +311,8 @@ class Ensemble(Fitted):
     def alarm_at(self, rate: float | None = None, threshold: float | None = None) -> Self:
         """Move the thresholds of a fitted ensemble, without a picture; `save_run` keeps them.
 
-        ``rate``: score and mask for another false-alarm rate, from the validation normals of the fit.
+        ``rate``: score and conformal mask for another false-alarm rate, from the validation normals of the fit; an
+        a-contrario mask has a limit of its own.
         ``threshold``: the score's alone, by hand; the guaranteed rate becomes what these normals say of it.
 
         Raises: NotFittedError before ``fit`` or load; ConfigError unless one of them is given, within its range.
@@ -325,9 +325,10 @@ class Ensemble(Fitted):
             self.config = self.config.model_copy(update={"threshold": asked})
             self._promise(rate)
         elif threshold is not None:
-            if not math.isfinite(threshold):
+            moved = torch.tensor(float(threshold), dtype=torch.float32)
+            if not bool(moved.isfinite()):
                 raise ConfigError(f"threshold: expected a number, got {threshold}")
-            self.score_threshold_ = torch.tensor(threshold)
+            self.score_threshold_ = moved
             promised = guaranteed_rate(self.validation_scores_, threshold)
             self.guaranteed_rate_ = torch.tensor(promised, dtype=torch.float64)
             self.notes = [note for note in self.notes if CAN_PROMISE not in note]
@@ -431,8 +432,10 @@ class Ensemble(Fitted):
         """Verdicts on files, arrays or Pillow's pictures of any size, in their order; maps and masks have their size.
 
         Arrays are grey, RGB or RGBA, 8 or 16 bits or floats in 0..1; ``frame[..., ::-1]`` turns one of OpenCV's (BGR).
-        Raises: DataError for a picture that cannot be read or used; NotFittedError before ``fit`` or load.
+        Raises: DataError for a picture that cannot be read or used; NotFittedError before ``fit`` or load; ConfigError.
         """
+        if batch_size < 1:
+            raise ConfigError(f"batch_size: expected at least 1, got {batch_size}")
         return verdicts(self, pictures, batch_size, precision)
 
     def load_fitted(self, state: Mapping[str, Tensor]) -> None:

@@ -208,10 +208,10 @@ def _declared(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
         return values
     if not isinstance(base, str):
         raise ConfigError(f"{name}: base: expected the name of a preset or of a file, got {base!r}")
-    if name in above:
+    if str(Path(name).resolve()) in above:
         raise ConfigError(f"{name}: is its own base, by way of {', '.join(above)}")
     source = base if base in PRESETS else str(Path(name).parent / base)
-    return merged(_declared(source, (*above, name)), values)
+    return merged(_declared(source, (*above, str(Path(name).resolve()))), values)
 
 
 def preset_yaml(name: str) -> str:

@@ -208,7 +208,7 @@ def train_run(
 
     Raises: RunError if the folder already holds a run, is another config's or other pictures', or is being written.
     """
-    out, data = Path(out), _data_of(image_set)
+    out, data = Path(out), _data_of(image_set, labelled)
     with owned(out):
         progress = progress or Silent()
         if (found := _finished(out, config, data, resume, progress)) is not None:
@@ -228,14 +228,15 @@ def train_run(
         return ensemble
 
 
-def _data_of(image_set: ImageSet) -> dict[str, Any]:
-    """By what a resumed call knows its pictures: where they lie, and a digest of their names and of the two splits."""
+def _data_of(image_set: ImageSet, labelled: ImageSet | None) -> dict[str, Any]:
+    """By what a resumed call knows its pictures: where they lie, and a digest of their names, splits and labels."""
     root = image_set.root.resolve()
     parts = [
         [os.path.relpath(sample.path.resolve(), root) for sample in part]
         for part in (image_set.train, image_set.validation)
     ]
-    digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    known = [(os.fspath(sample.path.resolve()), sample.label) for sample in labelled.test] if labelled else []
+    digest = hashlib.sha256(json.dumps([*parts, known]).encode()).hexdigest()[:16]
     return {"root": os.fspath(root), "layout": image_set.layout, "pictures": sum(map(len, parts)), "digest": digest}
 
 

@@ -143,7 +143,7 @@ def read_study(path: str | Path, overrides: Iterable[str] = ()) -> Declared:
     """
     path = Path(path)
     values = read_yaml(path)
-    if "members" in values:
+    if "members" in values or isinstance(values.get("base"), str):
         raise ConfigError(f"{path}: declares an ensemble, not a study; give the pictures to compare on with --data")
     config = StudyConfig.parse(override(values, overrides), str(path))
     ensembles: list[EnsembleConfig] = []

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from manyeyes.config import LARGEST_SEED
 from manyeyes.data import ImageSet, Sample
 from manyeyes.data import folds as folds_of
 from manyeyes.ensemble import Ensemble, EnsembleConfig
@@ -41,6 +42,8 @@ def plan_study(
     _check_names([image_set.name for image_set in sets], "sets")
     if not seeds or min(seeds) < 0:
         raise ConfigError(f"seeds: expected numbers from 0 on, got {min(seeds) if seeds else 'none'}")
+    if max(seeds) > LARGEST_SEED:
+        raise ConfigError(f"seeds: expected numbers up to {LARGEST_SEED}, got {max(seeds)}")
     cells: list[tuple[int, Cell]] = []
     jobs: list[Job] = []
     groups: dict[tuple[str, str, str], Group] = {}

@@ -450,3 +450,12 @@ def test_twelve_bits_and_transparency_in_memory() -> None:
 def test_what_is_no_picture_in_memory_is_told(picture: Any, why: str) -> None:
     with pytest.raises(DataError, match=f"picture in memory: {why}"):
         to_rgb(picture)
+
+
+def test_a_truncated_picture_of_pillows_is_told(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (60, 60, 3), dtype=np.uint8)).save(tmp_path / "a.jpg")
+    whole = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(whole[: len(whole) // 2])
+    with Image.open(tmp_path / "a.jpg") as half, pytest.raises(DataError, match=r"picture in memory: .*truncated"):
+        to_rgb(half)

@@ -596,7 +596,7 @@ def test_subfolders_of_a_folder_that_is_not_called_good(root):
         read_image_set(root)
     assert len(read_image_set(root, Folder(train=("train",))).train) == 3
     fill(root, "train/good/2026/cam1/1.png", "test/hole/4.png")
-    with pytest.raises(DataError, match=r"train on.*left out 1 picture deep in the subfolders of .*good; name"):
+    with pytest.raises(DataError, match=r"train on.*left out 1 picture deep in the subfolder .*2026; name"):
         read_image_set(root)
 
 
@@ -627,3 +627,28 @@ def test_masks_find_their_picture_whatever_the_case(root):
     fill(root, "train/good/1.png", "test/good/3.png", "test/hole/IMG_4.JPG")
     mask(root / "ground_truth/hole/img_4_MASK.png")
     assert read_image_set(root).test[1].regions
+
+
+@pytest.mark.parametrize(("train", "defective"), [(".", "dents"), ("parts", "parts/dents")])
+def test_folders_named_as_defective_are_never_trained_on(root, train, defective):
+    inside = root / ("parts" if train == "parts" else ".")
+    fill(inside / "normal", "0.png", "1.png")
+    fill(inside / "dents", "2.png", "3.png")
+    found = Folder(train=(train,), defective=(defective,)).read(root)
+    assert [sample.path.parent.name for sample in found.train] == ["normal", "normal"]
+    assert [sample.path.parent.name for sample in found.test] == ["dents", "dents"]
+
+
+def test_one_picture_in_two_splits_is_refused(root):
+    fill(root / "parts", "0.png", "1.png")
+    with pytest.raises(DataError, match=r"parts/0\.png: would be both a training and a test picture"):
+        Folder(train=("parts",), good=("parts",)).read(root)
+
+
+def test_pictures_too_deep_beside_a_subfolder_that_is_taken_are_noted(root):
+    fill(root / "train/good/cam1", "0.png")
+    fill(root / "train/good/day2/cam1", "1.png", "2.png")
+    fill(root / "test/good", "3.png")
+    found = Folder().read(root)
+    assert [sample.path.name for sample in found.train] == ["0.png"]
+    assert any("left out 2 pictures deep in the subfolder" in note and "day2" in note for note in found.notes)

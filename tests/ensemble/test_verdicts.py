@@ -71,6 +71,8 @@ def test_bad_pictures_and_tensors_off_the_canvas_are_refused(ensemble: Ensemble,
         next(ensemble.verdicts([tmp_path / "none.png"]))
     with pytest.raises(ShapeError, match=r"expected pictures on the canvas, .*`verdicts` takes pictures of any size"):
         ensemble.predict(torch.zeros(1, 3, 40, 40))
+    with pytest.raises(ConfigError, match="batch_size: expected at least 1, got 0"):
+        ensemble.verdicts([], batch_size=0)
     with pytest.raises(NotFittedError):
         next(Ensemble(ensemble.config).verdicts([np.zeros((64, 64), np.uint8)]))
 
@@ -122,6 +124,7 @@ def test_moved_thresholds_are_saved_with_the_run(trained: Path, tmp_path: Path) 
         ({"rate": 0.1, "threshold": 1.0}, "one of them"),
         ({"rate": 1.5}, "false_alarm_rate"),
         ({"threshold": float("nan")}, "expected a number, got nan"),
+        ({"threshold": 1e39}, "expected a number, got 1e"),
     ],
 )
 def test_thresholds_that_make_no_sense_are_refused(ensemble: Ensemble, change: dict[str, float], why: str) -> None:

@@ -37,8 +37,10 @@ class Folder(Layout):
 
     def _find(self, inventory: Inventory, seed: int) -> ImageSet:
         train: Samples = ()
+        others = self._named(inventory, (*self.validation, *self.good, *self.defective, *self.masks))
         for folder in self._train(inventory):
-            train += inventory.good_within(folder) if self.train or is_good(folder) else inventory.good(folder)
+            within = self.train or is_good(folder)
+            train += inventory.good_within(folder, others) if within else inventory.good(folder)
         good, defective = self._named(inventory, self.good), self._named(inventory, self.defective)
         if not self.good:
             good = _usual(inventory, "test")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import compress
 from operator import not_
 from pathlib import Path
@@ -94,16 +94,23 @@ class Inventory:
         self._beside += masks
         return tuple(Sample(path) for path in pictures)
 
-    def good_within(self, folder: Path) -> Samples:
+    def good_within(self, folder: Path, others: Collection[Path] = ()) -> Samples:
         """Good parts to fit on: those directly in ``folder`` or, where there is none, in its subfolders; that is noted.
 
-        Folders of masks are left out. Not for test pictures, which are told apart by their names within a folder.
+        Folders of masks are left out, and ``others``, which have another part in the set. Not for test pictures, which
+        are told apart by their names within a folder.
         """
+        taken = {other.resolve() for other in others}
         pictures, _, folders = listed(folder)
+        folders = [inner for inner in folders if inner.resolve() not in taken]
         inside = [inner for inner in folders if inner.name.casefold() not in (*MASKS, "mask") and listed(inner)[0]]
-        if not pictures and not inside and (count := len(pictures_within(folder))):
-            self.notes.append(f"left out {count} picture{'s' * (count > 1)} deep in the subfolders of {folder}")
-        if pictures or not inside:
+        if pictures:
+            return self.good(folder)
+        for inner in folders:
+            deep = len(pictures_within(inner)) if inner not in inside and inner.name.casefold() not in MASKS else 0
+            if deep > len(listed(inner)[0]):
+                self.notes.append(f"left out {deep} picture{'s' * (deep > 1)} deep in the subfolder {inner}")
+        if not inside:
             return self.good(folder)
         self.pictures(folder)  # for the note on other files
         self._beside += [mask for inner in folders if inner not in inside for mask in listed(inner)[0]]
@@ -147,8 +154,16 @@ class Inventory:
         )
 
     def image_set(self, layout: str, train: Samples, validation: Samples, test: Samples, name: str = "") -> ImageSet:
-        """Finish: add the notes that every layout has."""
+        """Finish: add the notes that every layout has.
+
+        Raises: DataError if a picture would be trained on and tested with, or be in two splits in another way.
+        """
         notes = list(self.notes)
+        seen: dict[Path, str] = {}
+        for split, samples in (("training", train), ("validation", validation), ("test", test)):
+            for sample in samples:
+                if (first := seen.setdefault(sample.path, split)) != split:
+                    raise DataError(f"{sample.path}: would be both a {first} and a {split} picture; name other folders")
         if self._others:
             count = len(self._others)
             notes.append(f"left out {count} file{'s' * (count > 1)} without an image extension: {names(self._others)}")
