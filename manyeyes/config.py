@@ -149,8 +149,9 @@ def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 def describe(error: ValidationError) -> str:
     """Every problem of a pydantic error in one line: field, what came, what is allowed."""
     problems = []
-    places = [item["loc"] for item in error.errors()]
-    for item in error.errors():
+    items = error.errors()
+    places = [item["loc"] for item in items]
+    for item in items:
         depth = len(item["loc"])
         if item["type"] == "too_short" and any(len(at) > depth and at[:depth] == item["loc"] for at in places):
             continue  # a list lacks what is wrong in it

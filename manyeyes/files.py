@@ -27,6 +27,11 @@ ADVICE = {
 }
 
 
+def reason_of(error: OSError) -> str:
+    """What the system says, with the way out where one is known."""
+    return ADVICE.get(error.errno or 0, error.strerror or str(error))
+
+
 @contextmanager
 def writing(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside ``path`` to write to; rename it into place if the body succeeds.
@@ -51,7 +56,7 @@ def writing(path: str | Path) -> Iterator[Path]:
         temporary.chmod(mode)  # safetensors makes files that only their owner may read
         temporary.replace(path)
     except OSError as error:
-        raise RunError(f"{path}: cannot be written: {ADVICE.get(error.errno or 0, error.strerror or error)}") from error
+        raise RunError(f"{path}: cannot be written: {reason_of(error)}") from error
     finally:
         with suppress(OSError):  # it would hide the error above, such as a path that leads through a file
             temporary.unlink(missing_ok=True)
@@ -88,8 +93,7 @@ def _writing_into(path: Path) -> Iterator[Path]:
             with open(path, "wb") as target:
                 target.write(temporary.read_bytes())
         except OSError as error:
-            reason = ADVICE.get(error.errno or 0, error.strerror or str(error))
-            raise RunError(f"{path}: cannot be written: {reason}") from None
+            raise RunError(f"{path}: cannot be written: {reason_of(error)}") from None
 
 
 @cache
@@ -139,8 +143,7 @@ def make_folder(path: str | Path) -> Path:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        reason = ADVICE.get(error.errno or 0, error.strerror or str(error))
-        raise RunError(f"{path}: cannot be used as an output folder: {reason}") from None
+        raise RunError(f"{path}: cannot be used as an output folder: {reason_of(error)}") from None
     return path
 
 
@@ -154,8 +157,7 @@ def reserve(file: int, needed: int, path: str | Path) -> None:
         try:
             os.posix_fallocate(file, 0, needed)
         except OSError as error:
-            reason = ADVICE.get(error.errno or 0, error.strerror or str(error))
-            raise RunError(f"{path}: {_in_words(needed)} are needed: {reason}") from None
+            raise RunError(f"{path}: {_in_words(needed)} are needed: {reason_of(error)}") from None
 
 
 def require_space(path: str | Path, needed: int) -> None:

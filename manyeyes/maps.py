@@ -14,6 +14,8 @@ from manyeyes.errors import ShapeError
 Grid = tuple[int, int]
 BLOCK = 256
 """Columns of a block in `upper_gram`."""
+ROUNDING = 1e-12
+"""A variance below this part of the squared mean is float32 rounding of a constant (1e-6 of the mean, squared)."""
 
 
 @dataclass(frozen=True)
@@ -128,3 +130,12 @@ def upper_gram(rows: Tensor) -> Tensor:
         block = slice(start, start + BLOCK)
         found[block, start:] = rows[:, block].T @ rows[:, start:]
     return found
+
+
+def total_variance(variance: Tensor, mean: Tensor) -> float:
+    """Sum of the channels' variances, or 0.0 if it is no more than the rounding of constant features.
+
+    Shapes: (c,), (c,) -> a number in squared feature units.
+    """
+    total, floor = float(variance.clamp_min(0).sum()), ROUNDING * float((mean**2).sum())
+    return total if total > floor else 0.0

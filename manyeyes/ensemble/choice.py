@@ -195,7 +195,8 @@ def choose(config: EnsembleConfig, evidence: Evidence) -> Choice:
         part: {label: _judged(config, evidence, weights) for label, weights in found.items()}
         for part, found in considered.items()
     }
-    plain, origin = resolved(config, candidate, weights, evidence.entering, evidence.weak)
+    entering = frozenset(m.name for m in members if evidence.entering is None or m.name in evidence.entering)
+    plain, origin = resolved(config, candidate, weights, entering)
     record = {
         "strategy": plain.fusion.kind,  # scores alone, where no head of the fused map counts
         "weights": {name: round(weights[old], 3) for name, old in origin.items()},
@@ -275,11 +276,10 @@ def resolved(
     candidate: FusionConfig,
     weights: Mapping[str, float],
     entering: frozenset[str] | None = None,
-    weak: frozenset[str] = frozenset(),
 ) -> tuple[EnsembleConfig, dict[str, str]]:
     """The plain config with the heads in ``weights`` and no others, and where each of its heads came from.
 
-    A fused map that no kept head judges is not built; a member that is weak or that nothing looks at is left out.
+    A fused map that no kept head judges is not built; a member that nothing looks at is left out.
     """
     origin: dict[str, str] = {}
 
@@ -293,8 +293,7 @@ def resolved(
     members: list[MemberConfig] = []
     for member in config.members:
         own = keep(member.name, member.name, member.heads)
-        enters = member.fuse and member.name not in weak and (entering is None or member.name in entering)
-        if own or (heads and enters):
+        if own or (heads and member.fuse and (entering is None or member.name in entering)):
             members.append(member.model_copy(update={"heads": own}))
     combiner = PositiveSquareConfig(weights={name: round(weights[old], 3) for name, old in origin.items()})
     fusion = candidate if heads else ScoreLevelConfig()

@@ -84,9 +84,9 @@ class Ensemble(Fitted):
 
     def bar(self, members: Collection[str]) -> None:
         """Declare the fused maps anew, unfitted, without the maps of some members. At least one must be left."""
-        kinds, device = {name for name, _ in self.config.fusions}, next(self.eyes.parameters()).device
+        fused, device = self.parted()[1], next(self.eyes.parameters()).device
         for index, branch in enumerate(self._branches()):
-            if branch.name in kinds:
+            if branch in fused:
                 self.branches[index] = branch.without(members).to(device)
 
     def _declare(self, extractors: Mapping[str, FeatureExtractor]) -> Iterable[Branch]:

@@ -15,7 +15,7 @@ from manyeyes.data import Frame, ImageBatches, Sample, paths_to_samples, read_im
 from manyeyes.device import Precision, resolve_device
 from manyeyes.ensemble import Ensemble, Prediction
 from manyeyes.ensemble.run import STATE, owned
-from manyeyes.ensemble.verdicts import marked
+from manyeyes.ensemble.verdicts import verdict
 from manyeyes.errors import DataError, ManyeyesError, RunError
 from manyeyes.experiments.evaluation import Alarm, Stopwatch, loaded, predict_batches
 from manyeyes.experiments.pictures import boxes, heatmap, outlined, shade
@@ -129,24 +129,23 @@ def _write(
     size: tuple[int, int],
 ) -> dict[str, Any]:
     threshold = float(ensemble.map_threshold_)
-    anomaly_map = frame.to_image(prediction.map[index], size)
-    mask = marked(ensemble, frame, prediction, index, anomaly_map)
+    found = verdict(ensemble, frame, prediction, index, size)
     image = read_image(sample.path, frame.bits)
     drawn = image
     if ensemble.picturable:  # else the map is all zero, which would be shaded as if it stood at the threshold
-        drawn = heatmap(image, shade(anomaly_map, threshold, CEILING * abs(threshold)))
-    write_png(files["heatmap"], outlined(drawn, mask)[..., ::-1])
-    write_png(files["mask"], mask.astype(np.uint8) * 255)
+        drawn = heatmap(image, shade(found.map, threshold, CEILING * abs(threshold)))
+    write_png(files["heatmap"], outlined(drawn, found.mask)[..., ::-1])
+    write_png(files["mask"], found.mask.astype(np.uint8) * 255)
     with writing(files["map"]) as temporary, open(temporary, "wb") as file:
-        np.save(file, anomaly_map.astype(np.float32), allow_pickle=False)
+        np.save(file, found.map, allow_pickle=False)
     return {
         "path": str(sample.path),
         "file": absolute(sample.path),
-        "score": float(prediction.score[index]),
-        "alarm": bool(prediction.alarm[index]),
-        "heads": {head: float(scores[index]) for head, scores in prediction.heads.items()},
-        "members": {member: float(scores[index]) for member, scores in prediction.members.items()},
-        "boxes": boxes(mask, anomaly_map),
+        "score": found.score,
+        "alarm": found.alarm,
+        "heads": found.heads,
+        "members": found.members,
+        "boxes": boxes(found.mask, found.map),
         **{kind: str(path) for kind, path in files.items()},
     }
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from manyeyes.config import Config
 from manyeyes.fusion.contract import Fusion, Projection
-from manyeyes.fusion.moments import KnownMoments, channel_variance, positions, total_variance
+from manyeyes.fusion.moments import KnownMoments, channel_variance, positions
 from manyeyes.fusion.pca import channel_owners
-from manyeyes.maps import Grid, MapSpec, to_grid
+from manyeyes.maps import Grid, MapSpec, to_grid, total_variance
 
 
 class Concatenate(Fusion):

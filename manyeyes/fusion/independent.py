@@ -18,9 +18,9 @@ from torch import Tensor
 from manyeyes.config import Config
 from manyeyes.errors import ConfigError
 from manyeyes.fusion.contract import Fusion, Projection
-from manyeyes.fusion.moments import KnownMoments, Wanted, total_variance
+from manyeyes.fusion.moments import KnownMoments, Wanted
 from manyeyes.fusion.pca import Components, gains, kept, most_components, principal_axes
-from manyeyes.maps import Grid, MapSpec, finest_grid, to_grid
+from manyeyes.maps import Grid, MapSpec, finest_grid, to_grid, total_variance
 
 
 def share_out(total: int, limits: Mapping[str, int]) -> dict[str, int]:

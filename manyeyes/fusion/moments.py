@@ -22,9 +22,6 @@ from manyeyes.maps import Grid, MapSpec, to_grid, upper_gram
 ROWS = 8192
 """Samples per matrix product: large enough that the product dominates, small enough that a chunk stays under 100 MB."""
 
-ROUNDING = 1e-12
-"""A variance below this part of the squared mean is float32 rounding of a constant (1e-6 of the mean, squared)."""
-
 
 class Moments:
     """Count, mean and second moment of (n, c) samples, kept on the device of the samples.
@@ -170,12 +167,3 @@ def channel_variance(chunks: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     if count == 0:
         raise DataError("expected features of normal images to learn from, got none; supply at least one image")
     return mean, scatter / max(count - 1, 1)
-
-
-def total_variance(variance: Tensor, mean: Tensor) -> float:
-    """Sum of the channels' variances, or 0.0 if it is no more than the rounding of constant features.
-
-    Shapes: (c,), (c,) -> a number in squared feature units.
-    """
-    total, floor = float(variance.clamp_min(0).sum()), ROUNDING * float((mean**2).sum())
-    return total if total > floor else 0.0

@@ -19,8 +19,8 @@ from torch import Tensor
 from manyeyes.config import Config
 from manyeyes.errors import DataError
 from manyeyes.fusion.contract import Fusion, Projection
-from manyeyes.fusion.moments import KnownMoments, Wanted, total_variance
-from manyeyes.maps import Grid, MapSpec, to_grid
+from manyeyes.fusion.moments import KnownMoments, Wanted
+from manyeyes.maps import Grid, MapSpec, to_grid, total_variance
 
 
 def _number_or_fraction(value: Any) -> Any:

@@ -24,10 +24,9 @@ from manyeyes.config import Config
 from manyeyes.errors import DataError, ShapeError
 from manyeyes.heads.contract import MapHead
 from manyeyes.heads.positions import sample_positions
+from manyeyes.maps import total_variance
 
 MARGIN, SLOPE = 0.5, 0.2
-ROUNDING = 1e-6
-"""A deviation below this part of the mean is float32 rounding of a constant."""
 
 
 class DiscriminatorConfig(Config):
@@ -75,12 +74,12 @@ class Discriminator(MapHead):
         features = sample_positions(embeddings, self.config.positions, seed, self.channels)
         # Of the centred features: a constant that some blocks leave in them is no part of their spread.
         spread, centre = torch.var_mean(features, dim=0, correction=0)
-        scale = spread.mean().sqrt()
-        if not bool(scale > ROUNDING * centre.square().mean().sqrt()):
+        scale = (total_variance(spread, centre) / self.channels) ** 0.5
+        if scale == 0:
             raise DataError("discriminator: all features are equal; the training pictures may be constant")
         with torch.inference_mode(False), torch.enable_grad():
             trainable = features.clone() if features.is_inference() else features
-            hidden, norm, output = self._train(trainable, float(scale), seed)
+            hidden, norm, output = self._train(trainable, scale, seed)
         mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
         gain = norm.weight / torch.sqrt(variance + norm.eps)
         self.weights_ = (hidden.weight * gain[:, None]).detach()

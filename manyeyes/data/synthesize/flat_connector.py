@@ -26,7 +26,7 @@ from manyeyes.data.synthesize.defects import DEFECTS, GROUPS
 from manyeyes.data.synthesize.geometry import SINK_RADIUS
 from manyeyes.data.synthesize.scene import Image, Scene
 from manyeyes.errors import ConfigError, RunError
-from manyeyes.files import ADVICE, make_folder, require_space
+from manyeyes.files import make_folder, reason_of, require_space
 
 SIZE = (256, 320)
 SMALLEST = 32
@@ -167,8 +167,7 @@ def whole_folder(out: str | Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
-        reason = ADVICE.get(error.errno or 0, error.strerror or str(error))
-        raise RunError(f"{out}: cannot be written: {reason}") from error
+        raise RunError(f"{out}: cannot be written: {reason_of(error)}") from error
 
 
 def _write_part(folder: Path, part: Part, seed: int, size: tuple[int, int]) -> dict[str, Any]:
