@@ -1,7 +1,8 @@
 """The feature store: what the trunks saw of a list of pictures, on disk, extracted once and read by every fit.
 
 One folder per (trunk, canvas, list of pictures), one ``.npy`` file per stage, half precision by default, written batch
-by batch and read as a memory map: neither writing nor reading holds more than one batch. An extraction that was
+by batch and read as a memory map: neither writing nor reading holds more than one batch. Files are (n, h, w, c), as
+trunks give their maps and as every fit reads them fastest: nothing is transposed on the way. An extraction that was
 killed continues after its last checkpoint. Two processes may share a store: the second waits for the first or, where
 the first died, takes over.
 """
@@ -17,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from einops import rearrange
 from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
@@ -56,7 +58,7 @@ def samples_fingerprint(samples: Sequence[Sample], frame: Frame, skip_bad: bool)
 class StoredTaps:
     """Taps of some pictures, read batch by batch from the store. Re-iterable; a slice of images costs nothing.
 
-    Yields: {tap key: (b, c, h, w) float32}.
+    Yields: {tap key: (b, c, h, w) float32, channels last in memory}.
     """
 
     def __init__(
@@ -102,7 +104,8 @@ class StoredTaps:
             if number % REOPEN == 0:  # so that pages already read, which count as memory, are given back
                 files = {key: np.load(path, mmap_mode="r", allow_pickle=False) for key, path in self.arrays.items()}
             rows = self.indices[start : start + self.batch_size]
-            yield {key: torch.from_numpy(file[rows]).to(self.device).float() for key, file in files.items()}
+            stored = {key: torch.from_numpy(file[rows]).to(self.device) for key, file in files.items()}
+            yield {key: rearrange(value, "b h w c -> b c h w").float() for key, value in stored.items()}
 
 
 def _require_alike(records: Mapping[Path, Mapping[str, Any]]) -> None:
@@ -144,7 +147,7 @@ class FeatureStore:
         """
         if not samples:
             raise DataError("there is no picture to extract features from")
-        pictures = f"{samples_fingerprint(samples, frame, skip_bad)}-{self.precision}-{arithmetic(device)}"
+        pictures = f"{samples_fingerprint(samples, frame, skip_bad)}-{self.precision}-nhwc-{arithmetic(device)}"
         folders = {key: self.folder / key / pictures for key in eyes.stages}
         arrays = {f"{key}.{stage}": folders[key] / f"{stage}.npy" for key in eyes.stages for stage in eyes.stages[key]}
         with FileLock(self.folder / f"{pictures}.lock"):
@@ -187,9 +190,10 @@ class FeatureStore:
                 if len(batch.images):
                     taps = part(to_device(batch.images, device))
                     for key, value in taps.items():
+                        stored = self._cast(value, key)
                         if key not in files:
-                            files[key] = self._open(folders, key, (total, *value.shape[1:]), row > 0)
-                        files[key][row : row + len(value)] = self._cast(value, key)
+                            files[key] = self._open(folders, key, (total, *stored.shape[1:]), row > 0)
+                        files[key][row : row + len(stored)] = stored
                     row += len(batch.images)
                 if time.monotonic() - saved > CHECKPOINT_SECONDS:
                     for file in files.values():
@@ -248,7 +252,7 @@ class FeatureStore:
         return file
 
     def _cast(self, value: Tensor, key: str) -> np.ndarray:
-        stored = value.to(getattr(torch, self.precision))
+        stored = rearrange(value, "b c h w -> b h w c").to(getattr(torch, self.precision))
         if not all_finite(stored):
             wider = "" if self.precision == "float32" else ", or set store: float32"
             raise DataError(

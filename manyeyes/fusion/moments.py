@@ -106,7 +106,7 @@ def positions(maps: tuple[Tensor, ...], grid: Grid) -> Iterator[Tensor]:
     """
     images = max(1, ROWS // (grid[0] * grid[1]))
     for start in range(0, len(maps[0]), images):
-        # Channels last before the resize, which is many times faster so, and written to their place at once.
+        # Channels last, as they come from the store: resizing is many times faster so.
         few = [value[start : start + images].contiguous(memory_format=torch.channels_last) for value in maps]
         samples = few[0].new_empty(len(few[0]), *grid, sum(value.shape[1] for value in few))
         for value, place in zip(few, torch.split(samples, [value.shape[1] for value in few], dim=-1), strict=True):

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from manyeyes.backbones import PatchCoreConfig
 from manyeyes.backbones.trunk import TimmTrunk
-from manyeyes.data import ImageSet, Sample, read_image_set
+from manyeyes.data import ImageBatches, ImageSet, Sample, read_image_set
 from manyeyes.device import trunk_precision
 from manyeyes.ensemble import Ensemble, FeatureStore, store, train_run
 from manyeyes.ensemble.reading import Embeddings
@@ -73,6 +73,16 @@ def train_on_a_disk_with(free: int, disk: str, root: str) -> None:
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     return draw_parts(tmp_path / "parts", good=0, defective=0)
+
+
+def test_features_come_back_as_the_trunks_gave_them_with_channels_last(root: Path, tmp_path: Path) -> None:
+    samples, ensemble = samples_of(root), Ensemble(small_config())
+    taps, _, _ = extract(tmp_path, samples, ensemble)
+    batches = zip(taps, ImageBatches(samples, FRAME, 4), strict=True)
+    for stored, pictures in batches:
+        for key, seen in ensemble.eyes(pictures.images).items():
+            assert torch.equal(stored[key], seen.half().float())
+            assert stored[key].is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize(
