@@ -4,8 +4,10 @@ Source: SimpleNet (Liu et al., CVPR 2023, arXiv 2303.15140): truncated L1 loss, 
 differ where it was measured to matter (docs/discriminator.md): no trainable adapter, which learns to enlarge the
 features until the noise is nothing; noise of many strengths, log-uniform per feature and relative to the
 root-mean-square of the features, so that one default serves every ensemble; noise on a random share of the components
-only, because noise on all of them is told by its length alone and a defect touches few; many small steps on stored
-features, on a fixed schedule, instead of epochs of images, and never an epoch picked on the test set.
+only, because noise on all of them is told by its length alone and a defect touches few; noisy features that take one
+step to where the network mistakes them for good, at the same distance from their good one, after GLASS (Chen et al.,
+ECCV 2024, arXiv 2407.09359), which has several steps within two radii; many small steps on stored features, on a fixed
+schedule, instead of epochs of images, and never an epoch picked on the test set.
 """
 
 from __future__ import annotations
@@ -41,6 +43,9 @@ class DiscriminatorConfig(Config):
     weight_decay: float = Field(1e-5, ge=0)
     noise: tuple[float, float] = Field((0.3, 1.0), description="weakest and strongest noise, relative to the features")
     share: float = Field(0.05, gt=0, le=1, description="smallest share of the components that get noise; 1: all do")
+    ascent: float = Field(
+        0.2, ge=0, description="step of noisy features to where they pass for good, in lengths of their noise; 0: none"
+    )
     positions: int = Field(262_144, ge=2, description="features kept in memory for the fit, drawn from all positions")
 
     @model_validator(mode="after")
@@ -80,10 +85,7 @@ class Discriminator(MapHead):
         with torch.inference_mode(False), torch.enable_grad():
             trainable = features.clone() if features.is_inference() else features
             hidden, norm, output = self._train(trainable, scale, seed)
-        mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
-        gain = norm.weight / torch.sqrt(variance + norm.eps)
-        self.weights_ = (hidden.weight * gain[:, None]).detach()
-        self.biases_ = ((hidden.bias - mean) * gain + norm.bias).detach()
+        self.weights_, self.biases_ = folded(hidden, norm)
         self.output_ = output.weight[0].detach()
         return self
 
@@ -108,8 +110,10 @@ class Discriminator(MapHead):
         for _ in range(config.steps):
             rows = torch.randint(len(features), (config.batch,), generator=generator, device=device)
             normal = features[rows]
-            both = torch.cat([normal, normal + self._noise(normal.shape, low, high, generator)])
-            judged = network(both)[:, 0]
+            noise = self._noise(normal.shape, low, high, generator)
+            if config.ascent:
+                noise = ascended(normal, noise, config.ascent, folded(hidden, norm), output.weight.detach())
+            judged = network(torch.cat([normal, normal + noise]))[:, 0]
             good, fake = judged.split(config.batch)
             loss = F.relu(MARGIN - good).mean() + F.relu(MARGIN + fake).mean()
             optimiser.zero_grad(set_to_none=True)
@@ -139,3 +143,26 @@ class Discriminator(MapHead):
         rows = rearrange(embedding, "b d h w -> (b h w) d")
         judged = F.leaky_relu_(torch.addmm(self.biases_, rows, self.weights_.T), SLOPE) @ self.output_
         return rearrange(-judged, "(b h w) -> b h w", b=len(embedding), h=embedding.shape[2])
+
+
+@torch.no_grad()
+def folded(hidden: nn.Linear, norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
+    """Weights (h, d) and biases (h,) of the hidden layer with the batch norm in them, as it is outside training."""
+    mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
+    gain = norm.weight / torch.sqrt(variance + norm.eps)
+    return hidden.weight * gain[:, None], (hidden.bias - mean) * gain + norm.bias
+
+
+@torch.no_grad()
+def ascended(normal: Tensor, noise: Tensor, step: float, hidden: tuple[Tensor, Tensor], output: Tensor) -> Tensor:
+    """The noise after a step along the gradient of the network's output, ``step`` times its length, at that length.
+
+    With the running statistics of the batch norm: gradients through those of the batch itself make a worse network
+    (docs/discriminator.md). Shapes: (n, d), (n, d); hidden (h, d) and (h,), output (1, h) -> (n, d).
+    """
+    weights, biases = hidden
+    sums = torch.addmm(biases, normal + noise, weights.T)
+    gradient = torch.where(sums > 0, output, SLOPE * output) @ weights
+    length = torch.linalg.vector_norm(noise, dim=1, keepdim=True)
+    moved = F.normalize(gradient, dim=1).mul_(step * length).add_(noise)
+    return F.normalize(moved, dim=1).mul_(length)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from manyeyes.errors import DataError
 from manyeyes.heads import DiscriminatorConfig
-from manyeyes.heads.discriminator import Discriminator
+from manyeyes.heads.discriminator import SLOPE, Discriminator, ascended, folded
 
 CHANNELS = 24
 
@@ -115,3 +115,30 @@ def test_features_that_are_all_equal_are_refused(constant: float) -> None:
 def test_noise_from_strong_to_weak_is_refused() -> None:
     with pytest.raises(ValidationError, match=r"expected 0 < weakest <= strongest, got \[1.0, 0.3\]"):
         DiscriminatorConfig(noise=(1.0, 0.3))
+
+
+def test_the_step_of_the_noise_is_that_of_the_networks_gradient() -> None:
+    """Against autograd through the same network outside training, at the length of the noise."""
+    torch.manual_seed(0)
+    hidden, norm, output = nn.Linear(CHANNELS, 32), nn.BatchNorm1d(32), nn.Linear(32, 1, bias=False)
+    norm(hidden(3 * torch.randn(512, CHANNELS) + 1))  # so that its running statistics are not 0 and 1
+    network = nn.Sequential(hidden, norm, nn.LeakyReLU(SLOPE), output).eval()
+    normal, noise = torch.randn(64, CHANNELS), torch.randn(64, CHANNELS)
+    fake = (normal + noise).requires_grad_()
+    (gradient,) = torch.autograd.grad(network(fake).sum(), fake)
+    length = noise.norm(dim=1, keepdim=True)
+    moved = noise + 0.3 * length * gradient / gradient.norm(dim=1, keepdim=True)
+    expected = moved * length / moved.norm(dim=1, keepdim=True)
+    found = ascended(normal, noise, 0.3, folded(hidden, norm), output.weight)
+    torch.testing.assert_close(found, expected.detach(), rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        assert (network(normal + found) > network(normal + noise)).float().mean() > 0.95
+
+
+def test_noise_that_touches_no_component_stays_none() -> None:
+    """With few components it happens, and a division by its length would spoil the network for good."""
+    hidden, norm, output = nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Linear(8, 1, bias=False)
+    assert not ascended(torch.randn(5, 3), torch.zeros(5, 3), 0.2, folded(hidden, norm), output.weight).any()
+    head = DiscriminatorConfig(hidden=8, steps=200, batch=64, share=0.01).build(3)
+    value = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert head.fit([value], 0).anomaly_map(value).isfinite().all()
