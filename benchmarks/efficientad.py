@@ -40,6 +40,7 @@ from manyeyes.progress import shown
 
 RESULTS = Path(__file__).parent / "results"
 BATCH = 8
+VARIANTS = ("teacher", "efficientad", "both", "auto", "teacher-auto", "both-auto")
 MARGIN = 0.3
 """What a combination may lose against its better part, in points."""
 
@@ -65,18 +66,18 @@ def puads(trunk: EfficientAdTrunkConfig) -> list[EnsembleConfig]:
     return [puad_of("puad", alone, student), puad_of("puad-teacher", alone, teacher)]
 
 
-def variants(base: EnsembleConfig, trunk: EfficientAdTrunkConfig) -> list[EnsembleConfig]:
-    """An ensemble without EfficientAD; with its teacher's map as one more eye; with its own maps and its student's
-    pooled features as scores; with all of them."""
+def variants(base: EnsembleConfig, trunk: EfficientAdTrunkConfig, names: Sequence[str]) -> list[EnsembleConfig]:
+    """The ensemble as it is, and those named: what is added to it, and ``auto`` if made defects choose."""
     eyes = (eye("pdn", EfficientAdConfig(trunk=trunk, maps=("teacher",))),)
     scores = (trained(efficientad_member(), trunk), trained(pooled_student_member(), trunk))
-    return [
-        base,
-        *(
-            base.model_copy(update={"name": f"{base.name}-{name}", "members": (*base.members, *added)})
-            for name, added in (("teacher", eyes), ("efficientad", scores), ("both", (*eyes, *scores)))
-        ),
-    ]
+    added = {"teacher": eyes, "efficientad": scores, "both": (*eyes, *scores), "auto": ()}
+    found = [base]
+    for name in names:
+        what, _, auto = name.partition("-")
+        update = {"name": f"{base.name}-{name}", "members": (*base.members, *added[what])}
+        config = base.model_copy(update=update)
+        found.append(with_choice(config, config.name) if "auto" in (what, auto) else config)
+    return found
 
 
 def percent(values: Iterable[float]) -> str:
@@ -152,16 +153,16 @@ def puad(arguments: argparse.Namespace) -> list[str]:
 
 
 def members(arguments: argparse.Namespace) -> list[str]:
-    """Image AUROC of the default ensembles without and with members of EfficientAD; also with the fusion chosen."""
+    """Image AUROC of the default ensembles without and with members of EfficientAD: its teacher's map as one more eye,
+    its own maps and its student's pooled features as scores, or both; declared, or chosen by made defects."""
     trunk = trunk_of(arguments)
     sets = read(arguments)
     lines = heading(sets)
     for base, canvas in ((three(), 448), (bundled(), 384)):
         if base.name not in arguments.bases:
             continue
-        framed = [c.model_copy(update={"frame": c.frame.sized(canvas)}) for c in variants(base, trunk)]
-        if arguments.choose:
-            framed += [with_choice(config, f"{config.name}-auto") for config in (framed[0], framed[-1])]
+        configs = variants(base, trunk, arguments.variants)
+        framed = [config.model_copy(update={"frame": config.frame.sized(canvas)}) for config in configs]
         study = studied(framed, sets, arguments.out / base.name, arguments)
         without = [statistics.fmean(image_auroc(study.of(base.name, s.name))) for s in sets]
         for config in framed:
@@ -261,7 +262,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--bases", nargs="+", default=["three", "bundled"], choices=["three", "bundled"])
-    parser.add_argument("--choose", action="store_true", help="members: the first and the last with fusion auto, too")
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, help="of members")
     parser.add_argument("--teachers", nargs="+", default=["bundled", "random"], help="bundled, random or NAME=FILE")
     parser.add_argument("--penalty", type=Path, help="folder of natural pictures")
     parser.add_argument("--teacher", default="bundled", help="bundled, random, or a file")
