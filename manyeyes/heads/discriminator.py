@@ -44,7 +44,10 @@ class DiscriminatorConfig(Config):
     noise: tuple[float, float] = Field((0.3, 1.0), description="weakest and strongest noise, relative to the features")
     share: float = Field(0.05, gt=0, le=1, description="smallest share of the components that get noise; 1: all do")
     ascent: float = Field(
-        0.2, ge=0, description="step of noisy features to where they pass for good, in lengths of their noise; 0: none"
+        0.2,
+        ge=0,
+        description="step of noisy features to where they pass for good, in lengths of their noise; 0: none; "
+        "from 0.4 on nothing was learnt",
     )
     positions: int = Field(262_144, ge=2, description="features kept in memory for the fit, drawn from all positions")
 
