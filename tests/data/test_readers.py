@@ -607,13 +607,53 @@ def test_validation_under_its_usual_names(root, folder, config):
     assert paths(read_image_set(root, config).validation) == [f"{folder}/5.png"]
 
 
-@pytest.mark.parametrize("where", ["masks/hole/4.png", "masks/4_mask.png", "ground_truth/4_mask.png"])
+@pytest.mark.parametrize(
+    "where", ["masks/hole/4.png", "mask/hole/4.png", "masks/4_mask.png", "ground_truth/4_mask.png"]
+)
 def test_masks_under_their_usual_names(root, where):
     fill(root, "train/good/1.png", "test/good/3.png", "test/hole/4.png")
     mask(root / where)
     found = read_image_set(root)
     assert found.layout == "mvtec-ad"
     assert [region.path for region in found.test[1].regions] == [root / where]
+
+
+@pytest.mark.parametrize("word", ["masks", "ground_truth", "Masks", "groundtruth"])
+@pytest.mark.parametrize("where", ["{}/hole/4_mask.png", "{}/4.png"])
+def test_masks_within_test_are_no_defect(root, word, where):
+    """The folder of masks became a defect of its own, and the defect lost its masks."""
+    fill(root, "train/good/1.png", "test/good/3.png", "test/hole/4.png")
+    mask(root / "test" / where.format(word))
+    for config in (Auto(), Folder()):
+        found = read_image_set(root, config)
+        assert words(found.test) == [("3", "good", "good", 0), ("4", "hole", "hole", 1)]
+        assert [region.path for region in found.test[1].regions] == [root / "test" / where.format(word)]
+
+
+def test_a_folder_within_test_that_is_named_as_masks_is_no_defect(root):
+    fill(root, "train/good/1.png", "test/good/3.png", "test/hole/4.png")
+    mask(root / "test/drawn/4.png")
+    found = Folder(masks=("test/drawn",)).read(root)
+    assert words(found.test) == [("3", "good", "good", 0), ("4", "hole", "hole", 1)]
+    assert found.test[1].regions
+
+
+def test_a_defect_may_be_called_mask(root):
+    """Printed circuit boards have solder masks."""
+    fill(root, "train/good/1.png", "test/good/3.png", "test/mask/4.png", "test/masks/5.png", "ground_truth/masks/5.png")
+    assert [defect for _, defect, _, _ in words(read_image_set(root).test)] == ["good", "mask", "masks"]
+
+
+@pytest.mark.parametrize("config", [Auto(), MvtecAd(), Folder()], ids=lambda c: c.kind)
+def test_mvtec_ad_2(root, config):
+    """Its test pictures were not found at all."""
+    fill(root, "train/good/000_regular.png", "validation/good/001_regular.png", "test_private/000_regular.png")
+    fill(root, "test_public/good/000_shift_1.png", "test_public/bad/000_overexposed.png")
+    fill(root, "test_public/ground_truth/bad/000_overexposed_mask.png")
+    found = read_image_set(root, config)
+    assert (len(found.train), len(found.validation)) == (1, 1)
+    assert words(found.test) == [("000_shift_1", "good", "good", 0), ("000_overexposed", "bad", "bad", 1)]
+    assert ground_truth_mask(found.test[1]).sum() == 16
 
 
 def test_test_pictures_alone_where_nothing_is_trained(root):

@@ -8,7 +8,7 @@ from typing import Literal
 
 from manyeyes.data.listing import below, listed
 from manyeyes.data.readers.folder import Folder
-from manyeyes.data.readers.layout import Inventory, Layout
+from manyeyes.data.readers.layout import Inventory, Layout, test_of
 from manyeyes.data.readers.loco import TABLE, MvtecLoco
 from manyeyes.data.readers.mtd import Mtd
 from manyeyes.data.readers.split_folders import Btad, MvtecAd
@@ -49,14 +49,15 @@ def recognise(root: Path) -> tuple[Layout, str]:
         return Visa(), VISA_TABLE
     if below(root, "MT_Free"):
         return Mtd(), "MT_Free"
-    if good and (below(root, "test") or below(root, "ground_truth")):
-        return MvtecAd(), "train/good and test"
-    if below(root, "train/ok") and below(root, "test"):
-        return Btad(), "train/ok and test"
+    test = test_of(root)
+    if good and (test or below(root, "ground_truth")):
+        return MvtecAd(), f"train/good and {test.name if test else 'ground_truth'}"
+    if below(root, "train/ok") and test:
+        return Btad(), f"train/ok and {test.name}"
     if train := below(root, "train"):
         return Folder(), train.name
     pictures, _, folders = listed(root)
-    if test := below(root, "test"):
+    if test:
         return Folder(), test.name
     if pictures:
         return Folder(), "pictures without subfolders named train" if folders else "pictures only"

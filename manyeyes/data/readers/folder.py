@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from manyeyes.data.listing import below
 from manyeyes.data.readers.layout import GOOD, Inventory, Layout, Samples, extensions, is_good
 from manyeyes.data.readers.split_folders import masks_in, usual_masks
 from manyeyes.data.sample import ImageSet
@@ -25,7 +26,8 @@ class Folder(Layout):
     """Folders relative to the set's own, or absolute. A folder that is not named is looked for under its usual names.
 
     train: train/good, train/ok, train/normal, else train, else the set's folder itself. good: test/good (or ok,
-    normal). defective: every other folder in test. masks: ground_truth or masks, in it a folder for each defect.
+    normal). defective: every other folder in test. masks: ground_truth or masks beside test, or in it;
+    in them a folder for each defect.
     """
 
     kind: Literal["folder"] = "folder"
@@ -42,14 +44,17 @@ class Folder(Layout):
             within = self.train or is_good(folder)
             train += inventory.good_within(folder, others) if within else inventory.good(folder)
         good, defective = self._named(inventory, self.good), self._named(inventory, self.defective)
+        masks = self._named(inventory, self.masks) or list(filter(None, [usual_masks(inventory)]))
+        tested = inventory.test()
         if not self.good:
-            good = _usual(inventory, "test")
+            good = _usual(tested)
         if not self.defective:
-            folders = inventory.folders(inventory.below("test"))
-            defective = [folder for folder in folders if not is_good(folder) and folder not in good]
+            taken = {folder.resolve() for folder in (*good, *masks)}
+            folders = inventory.folders(tested)
+            defective = [folder for folder in folders if not is_good(folder) and folder.resolve() not in taken]
         test: Samples = tuple(sample for folder in good for sample in inventory.good(folder))
-        for folder, masks in zip(defective, self._masks(inventory, defective), strict=True):
-            test += inventory.defective(folder, masks)
+        for folder, inside in zip(defective, self._masks(inventory, masks, defective), strict=True):
+            test += inventory.defective(folder, inside)
         validation = self._named(inventory, self.validation)
         held = tuple(sample for folder in validation for sample in inventory.good_within(folder))
         return inventory.image_set(self.kind, train, held or inventory.validation(), test)
@@ -64,23 +69,20 @@ class Folder(Layout):
     def _train(self, inventory: Inventory) -> list[Path]:
         if self.train:
             return self._named(inventory, self.train)
-        if usual := _usual(inventory, "train"):
-            return usual
         inner = inventory.below("train")
+        if usual := _usual(inner):
+            return usual
         inventory.notes.append(f"all pictures directly in {inner.name if inner else 'the folder'} count as good")
         return [inner or inventory.root]
 
-    def _masks(self, inventory: Inventory, defective: list[Path]) -> list[Path | None]:
+    def _masks(self, inventory: Inventory, masks: list[Path], defective: list[Path]) -> list[Path | None]:
         """The folder of masks of each defective folder."""
         if self.masks and len(self.masks) not in (1, len(defective)):
             raise DataError(
                 f"{inventory.root}: masks names {len(self.masks)} folders for {len(defective)} folders of defective "
                 "pictures; expected as many, or one that holds them all"
             )
-        named = self._named(inventory, self.masks)
-        if len(named) > 1:
-            return list(named)
-        return masks_in(inventory, named[0], defective) if named else usual_masks(inventory, defective)
+        return list(masks) if len(masks) > 1 else masks_in(inventory, masks[0] if masks else None, defective)
 
 
 def _existing(root: Path, name: str) -> Path:
@@ -90,6 +92,6 @@ def _existing(root: Path, name: str) -> Path:
     return folder
 
 
-def _usual(inventory: Inventory, split: str) -> list[Path]:
-    found = (inventory.below(f"{split}/{word}") for word in GOOD)
-    return [folder for folder in found if folder is not None]
+def _usual(split: Path | None) -> list[Path]:
+    """The folders of good parts in a split."""
+    return [folder for word in GOOD if split is not None and (folder := below(split, word)) is not None]

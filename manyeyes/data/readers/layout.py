@@ -15,7 +15,8 @@ from manyeyes.errors import DataError
 
 Samples = tuple[Sample, ...]
 GOOD = ("good", "ok", "normal")
-MASKS = ("ground_truth", "masks")
+MASKS = ("ground_truth", "groundtruth", "masks", "mask")
+TESTS = ("test", "test_public")
 
 
 class Layout(Config, ABC):
@@ -60,6 +61,9 @@ class Inventory:
     def below(self, name: str) -> Path | None:
         return below(self.root, name)
 
+    def test(self) -> Path | None:
+        return test_of(self.root)
+
     def folders(self, folder: Path | None) -> list[Path]:
         return listed(folder)[2] if folder else []
 
@@ -103,7 +107,7 @@ class Inventory:
         taken = {other.resolve() for other in others}
         pictures, _, folders = listed(folder)
         folders = [inner for inner in folders if inner.resolve() not in taken]
-        inside = [inner for inner in folders if inner.name.casefold() not in (*MASKS, "mask") and listed(inner)[0]]
+        inside = [inner for inner in folders if inner.name.casefold() not in MASKS and listed(inner)[0]]
         if pictures:
             return self.good(folder)
         for inner in folders:
@@ -189,6 +193,11 @@ def named(root: Path) -> Path:
 def stem_of_masked(stem: str) -> str | None:
     """The stem of the picture that a file called ``<stem>_mask`` is the mask of."""
     return stem[: -len("_mask")] if stem.lower().endswith("_mask") else None
+
+
+def test_of(root: Path) -> Path | None:
+    """The folder of test pictures; MVTec AD 2 calls the one with ground truth test_public."""
+    return next(filter(None, (below(root, name) for name in TESTS)), None)
 
 
 def is_good(folder: Path) -> bool:

@@ -11,14 +11,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from manyeyes.data.listing import listed
+from manyeyes.data.listing import below, listed
 from manyeyes.data.readers.layout import MASKS, Inventory, Layout, Samples, is_good
 from manyeyes.data.sample import ImageSet
 from manyeyes.errors import DataError
 
 
 class MvtecAd(Layout):
-    """train/good, test/good, test/<defect>, ground_truth/<defect>; validation/good where there is one."""
+    """train/good, test/good, test/<defect>, ground_truth/<defect>; validation/good where there is one.
+
+    MVTec AD 2 (arXiv:2503.21622): test_public/good, test_public/bad and test_public/ground_truth/bad instead.
+    """
 
     kind: Literal["mvtec-ad"] = "mvtec-ad"
 
@@ -64,20 +67,24 @@ def read_test(inventory: Inventory) -> Samples:
 
     Raises: DataError if a mask has no picture.
     """
-    test = inventory.below("test")
-    folders = inventory.folders(test)
+    test, masks = inventory.test(), usual_masks(inventory)
+    folders = [folder for folder in inventory.folders(test) if folder != masks]
     defects = [folder for folder in folders if not is_good(folder)]
     samples = tuple(sample for folder in folders if is_good(folder) for sample in inventory.good(folder))
-    for folder, masks in zip(defects, usual_masks(inventory, defects), strict=True):
-        samples += inventory.defective(folder, masks)
+    for folder, inside in zip(defects, masks_in(inventory, masks, defects), strict=True):
+        samples += inventory.defective(folder, inside)
     if loose := inventory.pictures(test):
         inventory.notes.append(f"left out {len(loose)} pictures directly in test: only its subfolders say what is good")
     return samples
 
 
-def usual_masks(inventory: Inventory, defects: Sequence[Path]) -> list[Path | None]:
-    """The masks of each folder of defective pictures, in ground_truth or in masks. Raises: DataError as `masks_in`."""
-    return masks_in(inventory, next(filter(None, map(inventory.below, MASKS)), None), defects)
+def usual_masks(inventory: Inventory) -> Path | None:
+    """The folder of masks under its usual names, beside test or in it."""
+    if beside := next(filter(None, map(inventory.below, MASKS)), None):
+        return beside
+    test = inventory.test()
+    # A folder called mask in test may be one of defective solder masks.
+    return next(filter(None, (below(test, word) for word in MASKS if word != "mask")), None) if test else None
 
 
 def masks_in(inventory: Inventory, shared: Path | None, defects: Sequence[Path]) -> list[Path | None]:
