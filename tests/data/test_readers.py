@@ -656,6 +656,37 @@ def test_mvtec_ad_2(root, config):
     assert ground_truth_mask(found.test[1]).sum() == 16
 
 
+@pytest.mark.parametrize("config", [Auto(), MvtecAd(), Folder()], ids=lambda c: c.kind)
+def test_folders_of_other_names_are_noted(root, config):
+    """Masks and test pictures in them were lost without a word."""
+    fill(root, "train/good/1.png", "test/good/3.png", "test/hole/4.png", "labels/hole/4.png", "more tests/5.png")
+    (root / "docs").mkdir()
+    (root / "docs/readme.txt").touch()
+    found = read_image_set(root, config)
+    assert "left out the folders labels, more tests: no name that is looked for" in found.notes
+    named = Folder(good=("test/good", "more tests"), defective=("test/hole",), masks=("labels",))
+    assert not any("left out" in note for note in named.read(root).notes)
+
+
+def test_linked_folders_are_not_noted_as_left_out(root, tmp_path):
+    fill(root, "test/good/3.png", "test/hole/4.png")
+    fill(tmp_path / "elsewhere", "1.png", "2.png")
+    (root / "train").mkdir()
+    (root / "train/good").symlink_to(tmp_path / "elsewhere")
+    spelt = Folder(train=("../elsewhere",), good=("../set/test/good",))
+    for found in (MvtecAd().read(root), spelt.read(root)):
+        assert (len(found.train), words(found.test)) == (2, [("3", "good", "good", 0), ("4", "hole", "hole", 1)])
+        assert not any("left out" in note for note in found.notes)
+
+
+def test_pictures_directly_in_test_are_noted(root):
+    fill(root, "train/1.png", "test/2.png")
+    for config in (Auto(), Folder()):
+        notes = read_image_set(root, config).notes
+        assert "left out 1 picture directly in test: only its subfolders say what is good" in notes
+    assert not any("left out" in note for note in Folder(good=("test",)).read(root).notes)
+
+
 def test_test_pictures_alone_where_nothing_is_trained(root):
     fill(root, "test/good/3.png", "test/hole/4.png")
     assert words(read_image_set(root, train=False).test) == [("3", "good", "good", 0), ("4", "hole", "hole", 1)]

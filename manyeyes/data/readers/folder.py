@@ -55,9 +55,13 @@ class Folder(Layout):
         test: Samples = tuple(sample for folder in good for sample in inventory.good(folder))
         for folder, inside in zip(defective, self._masks(inventory, masks, defective), strict=True):
             test += inventory.defective(folder, inside)
+        if tested not in (*good, *defective):
+            inventory.loose(tested)
         validation = self._named(inventory, self.validation)
         held = tuple(sample for folder in validation for sample in inventory.good_within(folder))
-        return inventory.image_set(self.kind, train, held or inventory.validation(), test)
+        held = held or inventory.validation()
+        inventory.aside((*train, *held, *test))
+        return inventory.image_set(self.kind, train, held, test)
 
     def _looked_for(self) -> str:
         where = ", ".join(self.train) or "train/good, train/ok, train/normal, train and the folder itself"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from itertools import compress
@@ -9,7 +10,7 @@ from operator import not_
 from pathlib import Path
 
 from manyeyes.config import Config
-from manyeyes.data.listing import SUFFIXES, below, listed, names, pictures_within
+from manyeyes.data.listing import SUFFIXES, below, is_picture, listed, names, pictures_within
 from manyeyes.data.sample import ImageSet, Region, Sample
 from manyeyes.errors import DataError
 
@@ -134,6 +135,27 @@ class Inventory:
                 return self.good(folder)
         return ()
 
+    def loose(self, test: Path | None) -> None:
+        """Note pictures directly in ``test``."""
+        if count := len(self.pictures(test)):
+            plural = "s" * (count > 1)
+            self.notes.append(
+                f"left out {count} picture{plural} directly in test: only its subfolders say what is good"
+            )
+
+    def aside(self, samples: Samples) -> None:
+        """Note folders of the set that hold pictures of which none was taken."""
+        held = {file.parent for each in samples for file in (each.path, *(region.path for region in each.regions))}
+        held |= {folder.resolve() for folder in held}  # a config may spell them otherwise, and any may be a link
+        if not held.isdisjoint((self.root, self.root.resolve())):
+            return  # `parts` has noted the subfolders
+        taken = {above for folder in held for above in (folder, *folder.parents)}
+        others = [folder for folder in self.folders(self.root) if taken.isdisjoint((folder, folder.resolve()))]
+        known = (*MASKS, "test")  # masks of good parts are not read, and what is left out of test is noted
+        if unread := [each for each in others if each.name.casefold() not in known and _holds_pictures(each)]:
+            many = "s" * (len(unread) > 1)
+            self.notes.append(f"left out the folder{many} {names(unread)}: no name that is looked for")
+
     def require(self, name: str, kind: str) -> Path:
         """The folder ``name`` of a set of ``kind``. Raises: DataError listing what is there instead."""
         folder = self.below(name)
@@ -198,6 +220,11 @@ def stem_of_masked(stem: str) -> str | None:
 def test_of(root: Path) -> Path | None:
     """The folder of test pictures; MVTec AD 2 calls the one with ground truth test_public."""
     return next(filter(None, (below(root, name) for name in TESTS)), None)
+
+
+def _holds_pictures(folder: Path) -> bool:
+    # Folders that may not be listed, such as lost+found, are none of the set's.
+    return any(is_picture(name) for _, _, files in os.walk(folder) for name in files if not name.startswith("."))
 
 
 def is_good(folder: Path) -> bool:

@@ -59,7 +59,9 @@ class Btad(Layout):
 def read_split(inventory: Inventory, kind: str, good: str) -> ImageSet:
     """Raises: DataError if train/``good`` is missing or a mask has no picture."""
     train = inventory.good_within(inventory.require(f"train/{good}", kind))
-    return inventory.image_set(kind, train, inventory.validation(), read_test(inventory))
+    validation, test = inventory.validation(), read_test(inventory)
+    inventory.aside((*train, *validation, *test))
+    return inventory.image_set(kind, train, validation, test)
 
 
 def read_test(inventory: Inventory) -> Samples:
@@ -73,8 +75,7 @@ def read_test(inventory: Inventory) -> Samples:
     samples = tuple(sample for folder in folders if is_good(folder) for sample in inventory.good(folder))
     for folder, inside in zip(defects, masks_in(inventory, masks, defects), strict=True):
         samples += inventory.defective(folder, inside)
-    if loose := inventory.pictures(test):
-        inventory.notes.append(f"left out {len(loose)} pictures directly in test: only its subfolders say what is good")
+    inventory.loose(test)
     return samples
 
 
