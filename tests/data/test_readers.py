@@ -687,6 +687,27 @@ def test_pictures_directly_in_test_are_noted(root):
     assert not any("left out" in note for note in Folder(good=("test",)).read(root).notes)
 
 
+@pytest.mark.parametrize("config", [Auto(), MvtecAd(), Folder()], ids=lambda c: c.kind)
+def test_masks_beside_pictures_under_their_very_names(root, config):
+    """Masks called as in the magnetic-tile set or in Real-IAD were defective pictures, without a word."""
+    fill(root, "train/good/1.jpg", "train/good/1.png", "train/good/2.jpg", "test/good/3.jpg", "test/hole/4.jpg")
+    found = read_image_set(root, config)
+    assert len(found.train) == 3, "they may be parts from two cameras"
+    assert any("2 pictures of" in note and "share their names: 1.jpg, 1.png; " in note for note in found.notes)
+    mask(root / "test/hole/4.png")
+    with pytest.raises(DataError, match=r"test/hole: 4\.jpg and 4\.png have one name; call the mask .* 4_mask, or re"):
+        read_image_set(root, config)
+    (root / "test/hole/4.png").rename(root / "test/hole/4_mask.png")
+    assert ground_truth_mask(read_image_set(root, config).test[1]).sum() == 16
+
+
+def test_a_mask_of_two_pictures_of_one_name_is_refused(root):
+    """Both were given the same mask."""
+    fill(root, "train/good/1.png", "test/hole/4.png", "test/hole/4.jpg", "ground_truth/hole/4.png")
+    with pytest.raises(DataError, match=r"4\.jpg and 4\.png have one name"):
+        read_image_set(root)
+
+
 def test_test_pictures_alone_where_nothing_is_trained(root):
     fill(root, "test/good/3.png", "test/hole/4.png")
     assert words(read_image_set(root, train=False).test) == [("3", "good", "good", 0), ("4", "hole", "hole", 1)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Collection, Sequence
 from itertools import compress
 from operator import not_
@@ -97,6 +98,11 @@ class Inventory:
     def good(self, folder: Path | None) -> Samples:
         pictures, masks = self.parts(folder)
         self._beside += masks
+        if twins := of_one_name(pictures):
+            self.notes.append(
+                f"{len(twins)} pictures of {folder} share their names: {names(twins)}; all count as parts, so call a "
+                "mask among them <name>_mask"
+            )
         return tuple(Sample(path) for path in pictures)
 
     def good_within(self, folder: Path, others: Collection[Path] = ()) -> Samples:
@@ -167,11 +173,17 @@ class Inventory:
     def defective(self, folder: Path, masks: Path | None) -> Samples:
         """Pictures of one defect and the mask of each, where there is one, from the folder ``masks``.
 
-        Raises: DataError if the folder has a good part's name, or masks and pictures do not pair.
+        Raises: DataError if the folder has a good part's name, two pictures share one, or masks and pictures do not
+        pair.
         """
         if is_good(folder):
             raise DataError(f"{folder}: a folder of defective pictures cannot be called {folder.name}; rename it")
         (pictures, beside), word = self.parts(folder), folder.name
+        if twins := of_one_name(pictures):
+            raise DataError(
+                f"{folder}: {twins[0].name} and {twins[1].name} have one name; call the mask among them "
+                f"{twins[0].stem}_mask, or rename one if both are pictures"
+            )
         paired = pair_masks(pictures, self.pictures(masks) if masks else beside, masks or folder)
         self._beside += beside if masks else []
         return tuple(
@@ -215,6 +227,12 @@ def named(root: Path) -> Path:
 def stem_of_masked(stem: str) -> str | None:
     """The stem of the picture that a file called ``<stem>_mask`` is the mask of."""
     return stem[: -len("_mask")] if stem.lower().endswith("_mask") else None
+
+
+def of_one_name(pictures: Sequence[Path]) -> list[Path]:
+    """Pictures whose name differs from that of another by its extension alone; one may be the mask of the other."""
+    stems = Counter(path.stem for path in pictures)
+    return [path for path in pictures if stems[path.stem] > 1]
 
 
 def test_of(root: Path) -> Path | None:
