@@ -456,6 +456,14 @@ def test_roots_that_are_no_image_set(tmp_path, mvtec):
         Auto().read(mvtec.parent)
 
 
+def test_folders_that_auto_does_not_know_are_named(root):
+    fill(root, "OK/1.png", "OK/2.png", "NG/3.png")
+    with pytest.raises(DataError, match=r"no known layout; .*found NG, OK: .*name those of good .* in a YAML file"):
+        read_image_set(root)
+    found = Folder(train=("OK",), defective=("NG",)).read(root)
+    assert (len(found.train), words(found.test)) == (2, [("3", "NG", "NG", 1)])
+
+
 def test_auto_says_what_it_recognised(mvtec):
     found = read_image_set(mvtec)
     assert (found.layout, found.notes) == ("mvtec-ad", ("recognised as mvtec-ad: found train/good and test",))

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from manyeyes.data.listing import below, listed
+from manyeyes.data.listing import below, listed, names
 from manyeyes.data.readers.folder import Folder
 from manyeyes.data.readers.layout import Inventory, Layout, test_of
 from manyeyes.data.readers.loco import TABLE, MvtecLoco
@@ -62,8 +62,14 @@ def recognise(root: Path) -> tuple[Layout, str]:
     if pictures:
         return Folder(), "pictures without subfolders named train" if folders else "pictures only"
     inner = [folder.name for folder in folders if is_recognised(folder)]
-    advice = f"; image sets lie in its subfolders {', '.join(inner[:5])}: give one of them" if inner else ""
-    raise DataError(f"{root}: no known layout; looked for {Auto()._looked_for()}{advice}")
+    if inner:
+        advice = f"image sets lie in its subfolders {', '.join(inner[:5])}: give one of them"
+    else:
+        there = names(folders) or "no folder at all"
+        advice = (
+            f"found {there}: give another folder, or name those of good and defective parts in a YAML file for --layout"
+        )
+    raise DataError(f"{root}: no known layout; looked for {Auto()._looked_for()}; {advice}")
 
 
 def is_recognised(folder: Path) -> bool:
