@@ -5,7 +5,7 @@ No value is ever stretched to an image's own minimum and maximum, so that equal 
 for the whole set. Bits that the file itself declares (12-bit TIFF, PGM's maximum) count as declared. Floats are 0..1.
 Transparency is composited over black, so that hidden pixels cannot matter. EXIF turns are applied, colour profiles are
 not. Of files with several pages the first is read. Pillow decodes, because it notices truncated files; OpenCV takes
-colour deeper than 8 bits, which Pillow cuts, and formats that Pillow does not know.
+colour deeper than 8 bits, which Pillow cuts, black-and-white BMP, which it misreads, and formats that it does not know.
 """
 
 from __future__ import annotations
@@ -148,9 +148,10 @@ def _decode(path: Path, to_array: Callable[[Image.Image], Array]) -> tuple[Array
     """Values as (H, W) or (H, W, RGB or RGBA) of any depth, upright, and the bits that the file itself declares."""
     try:
         with Image.open(path) as image:
-            turn, declared, deep = _orientation(image), _declared_bits(image), _is_deep_colour(image)
+            turn, declared = _orientation(image), _declared_bits(image)
+            by_opencv = _is_deep_colour(image) or _is_two_coloured_bmp(image)
             image.load()
-            values = _opencv(path) if deep else to_array(image)
+            values = _opencv(path) if by_opencv else to_array(image)
             # Both libraries turn a TIFF when they load it, and nothing else.
             values = values if image.format == "TIFF" else _turn(values, turn)
     except UnidentifiedImageError:
@@ -197,6 +198,11 @@ def _is_deep_colour(image: Image.Image) -> bool:
     if image.mode not in ("RGB", "RGBA", "LA", "RGBX"):
         return False
     return any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+
+
+def _is_two_coloured_bmp(image: Image.Image) -> bool:
+    """Whether Pillow may read 4 or 8 bits a pixel as if they were one, and so another picture or none."""
+    return image.format == "BMP" and image.mode == "1"
 
 
 def _opencv(path: Path) -> Array:

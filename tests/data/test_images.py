@@ -459,3 +459,16 @@ def test_a_truncated_picture_of_pillows_is_told(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(whole[: len(whole) // 2])
     with Image.open(tmp_path / "a.jpg") as half, pytest.raises(DataError, match=r"picture in memory: .*truncated"):
         to_rgb(half)
+
+
+def test_black_and_white_bmp_of_eight_bits_a_pixel(tmp_path: Path) -> None:
+    """Pillow read eight bits as one: such a mask was empty, and its defect had no pixel."""
+    marked = np.zeros((20, 40), dtype=np.uint8)
+    marked[3:9, 10:30] = 1
+    picture = Image.fromarray(marked)
+    picture.putpalette([0, 0, 0, 255, 255, 255])
+    picture.save(tmp_path / "8.bmp")
+    Image.fromarray(marked > 0).save(tmp_path / "1.bmp")
+    for name in ("8.bmp", "1.bmp"):
+        np.testing.assert_array_equal(read_mask(tmp_path / name), marked > 0)
+        np.testing.assert_array_equal(read_image(tmp_path / name)[..., 0], marked * 255)
