@@ -1,10 +1,13 @@
 """Ground truth at pixel level: the union of a sample's masks, and its defect regions one by one.
 
 A mask may have another size than its picture (sets are often stored smaller than their masks): evaluation brings the
-anomaly map to the size of the mask, never the other way round. Masks of one sample must agree.
+anomaly map to the size of the mask, never the other way round. Masks of one sample must agree, and none may lie
+where its picture stands.
 """
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +62,8 @@ def components(mask: Mask) -> list[Mask]:
 
 def _masks(sample: Sample) -> list[tuple[Region, Mask]]:
     masks = [(region, read_mask(region.path)) for region in sample.regions]
+    if masks and sample.path.is_file():  # the ground truth of anyone's maps comes without pictures
+        _require_upright(*masks[0], sample.path)
     for region, mask in masks[1:]:
         first, expected = masks[0]
         if mask.shape != expected.shape:
@@ -67,3 +72,13 @@ def _masks(sample: Sample) -> list[tuple[Region, Mask]]:
                 f"{expected.shape[1]} x {expected.shape[0]} px; all masks of a picture must have one size"
             )
     return masks
+
+
+def _require_upright(region: Region, mask: Mask, picture: Path) -> None:
+    """A mask drawn on a picture whose EXIF turn was not heeded lies where its picture stands."""
+    h, w = image_size(picture)
+    if h != w and mask.shape == (w, h):
+        raise DataError(
+            f"{region.path}: is {h} x {w} px, but its picture {picture.name} is {w} x {h} px, its EXIF turn included; "
+            "turn the mask too"
+        )

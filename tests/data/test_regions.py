@@ -99,3 +99,17 @@ def test_masks_of_one_sample_must_have_one_size(masked):
     for function in (ground_truth_mask, region_masks):
         with pytest.raises(DataError, match=r"mask1\.png: is 30 x 20 px, but mask0\.png .* is 30 x 24 px"):
             function(sample)
+
+
+def test_a_mask_that_was_not_turned_with_its_picture_is_refused(tmp_path):
+    """The map was squeezed onto a mask that lies on its side, and all pixel figures were wrong."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (60, 48)).save(tmp_path / "a.jpg", exif=exif)
+    Image.fromarray(np.full((48, 60), 255, np.uint8)).save(tmp_path / "mask.png")
+    sample = Sample(tmp_path / "a.jpg", "scratch", "scratch", (Region(tmp_path / "mask.png"),))
+    for read in (ground_truth_mask, region_masks):
+        with pytest.raises(DataError, match=r"mask\.png: is 60 x 48 px, but its picture a\.jpg is 48 x 60 px"):
+            read(sample)
+    Image.fromarray(np.full((60, 48), 255, np.uint8)).save(tmp_path / "mask.png")
+    assert ground_truth_mask(sample).shape == (60, 48)
