@@ -716,6 +716,15 @@ def test_a_mask_of_two_pictures_of_one_name_is_refused(root):
         read_image_set(root)
 
 
+def test_masks_in_a_folder_for_each_picture_are_noted(root):
+    """Masks as in MVTec LOCO, of defects that it does not have, were lost without a word."""
+    fill(root, "train/good/1.png", "test/good/3.png", "test/hole/4.png", "ground_truth/hole/4/000.png")
+    for config in (Auto(), Folder()):
+        found = read_image_set(root, config)
+        assert not found.test[1].regions
+        assert f"left out 1 mask in subfolders of {root / 'ground_truth/hole'}" in found.notes
+
+
 def test_test_pictures_alone_where_nothing_is_trained(root):
     fill(root, "test/good/3.png", "test/hole/4.png")
     assert words(read_image_set(root, train=False).test) == [("3", "good", "good", 0), ("4", "hole", "hole", 1)]

@@ -186,6 +186,8 @@ class Inventory:
             )
         paired = pair_masks(pictures, self.pictures(masks) if masks else beside, masks or folder)
         self._beside += beside if masks else []
+        if deep := [mask for inner in self.folders(masks) if not is_good(inner) for mask in listed(inner)[0]]:
+            self.notes.append(f"left out {len(deep)} mask{'s' * (len(deep) > 1)} in subfolders of {masks}")
         return tuple(
             Sample(path, word, word, (Region(paired[path], defect=word),) if path in paired else ())
             for path in pictures
