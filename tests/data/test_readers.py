@@ -671,9 +671,17 @@ def test_folders_of_other_names_are_noted(root, config):
     (root / "docs").mkdir()
     (root / "docs/readme.txt").touch()
     found = read_image_set(root, config)
-    assert "left out the folders labels, more tests: no name that is looked for" in found.notes
+    assert "left out the folders labels, more tests" in found.notes
     named = Folder(good=("test/good", "more tests"), defective=("test/hole",), masks=("labels",))
     assert not any("left out" in note for note in named.read(root).notes)
+
+
+def test_folders_beside_those_of_good_parts_are_noted(root):
+    fill(root, "train/good/1.png", "train/bad/2.png", "val/good/3.png", "val/bad/4.png", "test/good/5.png")
+    for config in (Auto(), Folder()):
+        found = read_image_set(root, config)
+        assert (paths(found.train), paths(found.validation)) == (["train/good/1.png"], ["val/good/3.png"])
+        assert {"left out the folder bad in train", "left out the folder bad in val"} <= set(found.notes)
 
 
 def test_linked_folders_are_not_noted_as_left_out(root, tmp_path):

@@ -150,17 +150,18 @@ class Inventory:
             )
 
     def aside(self, samples: Samples) -> None:
-        """Note folders of the set that hold pictures of which none was taken."""
+        """Note folders of the set, and of its good parts, that hold pictures of which none was taken."""
         held = {file.parent for each in samples for file in (each.path, *(region.path for region in each.regions))}
         held |= {folder.resolve() for folder in held}  # a config may spell them otherwise, and any may be a link
-        if not held.isdisjoint((self.root, self.root.resolve())):
-            return  # `parts` has noted the subfolders
         taken = {above for folder in held for above in (folder, *folder.parents)}
-        others = [folder for folder in self.folders(self.root) if taken.isdisjoint((folder, folder.resolve()))]
         known = (*MASKS, "test")  # masks of good parts are not read, and what is left out of test is noted
-        if unread := [each for each in others if each.name.casefold() not in known and _holds_pictures(each)]:
-            many = "s" * (len(unread) > 1)
-            self.notes.append(f"left out the folder{many} {names(unread)}: no name that is looked for")
+        for within in (self.root, *filter(None, map(self.below, ("train", "validation", "val")))):
+            if not held.isdisjoint((within, within.resolve())):
+                continue  # `parts` has noted the subfolders
+            others = [folder for folder in self.folders(within) if taken.isdisjoint((folder, folder.resolve()))]
+            if unread := [each for each in others if each.name.casefold() not in known and _holds_pictures(each)]:
+                where = "" if within == self.root else f" in {within.name}"
+                self.notes.append(f"left out the folder{'s' * (len(unread) > 1)} {names(unread)}{where}")
 
     def require(self, name: str, kind: str) -> Path:
         """The folder ``name`` of a set of ``kind``. Raises: DataError listing what is there instead."""
