@@ -115,7 +115,7 @@ class Discriminator(MapHead):
             normal = features[rows]
             noise = self._noise(normal.shape, low, high, generator)
             if config.ascent:
-                noise = ascended(normal, noise, config.ascent, folded(hidden, norm), output.weight.detach())
+                noise = ascended(normal, noise, config.ascent, folded(hidden, norm), output.weight)
             judged = network(torch.cat([normal, normal + noise]))[:, 0]
             good, fake = judged.split(config.batch)
             loss = F.relu(MARGIN - good).mean() + F.relu(MARGIN + fake).mean()
