@@ -20,6 +20,7 @@ from manyeyes.heads import (
     GaussianConfig,
     HeadConfig,
     MemoryBankConfig,
+    SimpleNetConfig,
     UFlowHeadConfig,
 )
 
@@ -178,7 +179,7 @@ _ALL = (
     ),
     Preset(
         "simplenet",
-        lambda: single("simplenet", WIDE_RESNET, (2, 3), (DiscriminatorConfig(),)),
+        lambda: single("simplenet", WIDE_RESNET, (2, 3), (SimpleNetConfig(),)),
         "SimpleNet's discriminator on WideResNet-50-2",
     ),
 )

@@ -12,10 +12,11 @@ from manyeyes.heads.efficientad import EfficientAdHead, EfficientAdHeadConfig
 from manyeyes.heads.gaussian import Gaussian, GaussianConfig
 from manyeyes.heads.memory_bank import MemoryBank, MemoryBankConfig
 from manyeyes.heads.positions import Positions, draw_positions, sample_positions
+from manyeyes.heads.simplenet import SimpleNet, SimpleNetConfig
 from manyeyes.heads.uflow import UFlowHead, UFlowHeadConfig
 
 # A new kind is one more class in one of these unions.
-MapHeadConfig = DiscriminatorConfig | MemoryBankConfig
+MapHeadConfig = DiscriminatorConfig | SimpleNetConfig | MemoryBankConfig
 VectorHeadConfig = GaussianConfig
 PyramidHeadConfig = UFlowHeadConfig | EfficientAdHeadConfig
 HeadConfig = Annotated[MapHeadConfig | VectorHeadConfig | PyramidHeadConfig, Field(discriminator="kind")]
@@ -38,6 +39,8 @@ __all__ = [
     "PyramidHead",
     "PyramidHeadConfig",
     "Reads",
+    "SimpleNet",
+    "SimpleNetConfig",
     "UFlowHead",
     "UFlowHeadConfig",
     "VectorHead",

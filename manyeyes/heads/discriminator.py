@@ -1,13 +1,11 @@
-"""Discriminator: a small network that tells features of good parts from the same features with noise added.
+"""Discriminator: a small network that says which noise is on a feature; an anomaly is what it takes for noise.
 
-Source: SimpleNet (Liu et al., CVPR 2023, arXiv 2303.15140): truncated L1 loss, anomaly score = minus the output. We
-differ where it was measured to matter (docs/discriminator.md): no trainable adapter, which learns to enlarge the
-features until the noise is nothing; noise of many strengths, log-uniform per feature and relative to the
-root-mean-square of the features, so that one default serves every ensemble; noise on a random share of the components
-only, because noise on all of them is told by its length alone and a defect touches few; noisy features that take one
-step to where the network mistakes them for good, at the same distance from their good one, after GLASS (Chen et al.,
-ECCV 2024, arXiv 2407.09359), which has several steps within two radii; many small steps on stored features, on a fixed
-schedule, instead of epochs of images, and never an epoch picked on the test set.
+SimpleNet (Liu et al., CVPR 2023, arXiv 2303.15140) asks its discriminator *whether* a feature of a good part has noise
+on it, one bit per feature (`manyeyes.heads.simplenet`). Here it is asked *which* noise, a number for every component:
+denoising score matching (Vincent 2011, Neural Computation 23:7). The best answer to a feature x with noise of variance
+s^2 is -s^2 times the gradient of log p(x), p being the density of noisy features: how far and which way x is from what
+good features look like. Its length, at many strengths of noise, tells features of another kind (Mahmood et al., ICLR
+2021, arXiv 2010.13132). What was measured to matter: docs/discriminator.md.
 """
 
 from __future__ import annotations
@@ -18,17 +16,16 @@ from typing import ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
+from einops import rearrange, reduce
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from manyeyes.config import Config
-from manyeyes.errors import DataError, ShapeError
+from manyeyes.device import training_precision
+from manyeyes.errors import ShapeError
 from manyeyes.heads.contract import MapHead
+from manyeyes.heads.noise import folded, one_cycle, root_mean_square, strengths
 from manyeyes.heads.positions import sample_positions
-from manyeyes.maps import total_variance
-
-MARGIN, SLOPE = 0.5, 0.2
 
 
 class DiscriminatorConfig(Config):
@@ -36,19 +33,13 @@ class DiscriminatorConfig(Config):
 
     reads: ClassVar[Literal["map"]] = "map"
     kind: Literal["discriminator"] = "discriminator"
-    hidden: int = Field(512, ge=1, description="width of the hidden layer")
+    hidden: int = Field(1024, ge=1, description="width of the hidden layer")
     steps: int = Field(3000, ge=1, description="optimiser steps; the schedule is fixed")
-    batch: int = Field(512, ge=2, description="features per step, as many noisy ones beside them")
-    learning_rate: float = Field(3e-3, gt=0, description="peak of a one-cycle schedule")
+    batch: int = Field(768, ge=2, description="features per step")
+    clean: float = Field(1 / 6, ge=0, lt=1, description="share of a step's features that get no noise")
+    learning_rate: float = Field(5e-3, gt=0, description="peak of a one-cycle schedule")
     weight_decay: float = Field(1e-5, ge=0)
     noise: tuple[float, float] = Field((0.3, 1.0), description="weakest and strongest noise, relative to the features")
-    share: float = Field(0.05, gt=0, le=1, description="smallest share of the components that get noise; 1: all do")
-    ascent: float = Field(
-        0.2,
-        ge=0,
-        description="step of noisy features to where they pass for good, in lengths of their noise; 0: none; "
-        "from 0.4 on nothing was learnt",
-    )
     positions: int = Field(262_144, ge=2, description="features kept in memory for the fit, drawn from all positions")
 
     @model_validator(mode="after")
@@ -61,111 +52,106 @@ class DiscriminatorConfig(Config):
         return Discriminator(self, channels)
 
 
-class Discriminator(MapHead):
-    """Score of a position = minus the discriminator's output there.
+class Denoiser(nn.Module):
+    """What noise is on a feature: a hidden layer, and beside it the part that is linear in the feature.
 
-    Shapes: (b, d, h, w) -> (b, h, w). Units: of the margin, near -0.5 on normal features and 0.5 on noisy ones.
+    Shapes: (n, d) -> (n, d). Units: of the features that it is given.
+    """
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(channels, hidden)
+        self.norm = nn.BatchNorm1d(hidden)
+        self.output = nn.Linear(hidden, channels)
+        self.skip = nn.Linear(channels, channels, bias=False)
+        nn.init.zeros_(self.skip.weight)
+
+    def forward(self, features: Tensor) -> Tensor:
+        seen: Tensor = self.output(F.silu(self.norm(self.hidden(features)))) + self.skip(features)
+        return seen
+
+
+class Discriminator(MapHead):
+    """Score of a position = mean square of the noise that the network sees there.
+
+    Shapes: (b, d, h, w) -> (b, h, w). Units: mean squares of the features, so that noise as strong as they are has 1.
+    Where the hardware multiplies bfloat16 faster the network does, in training and in judging.
     Raises: DataError if the features are all equal or not finite; NotFittedError before ``fit``.
     """
 
+    mean_: Tensor
     weights_: Tensor
     biases_: Tensor
     output_: Tensor
+    offset_: Tensor
+    skip_: Tensor
 
     def __init__(self, config: DiscriminatorConfig, channels: int) -> None:
         super().__init__()
         self.config, self.channels = config, channels
-        self.declare("weights_", "biases_", "output_")
+        self.declare("mean_", "weights_", "biases_", "output_", "offset_", "skip_")
 
     def fit(self, embeddings: Iterable[Tensor], seed: int) -> Self:
         """Train on stored features; the fitted network keeps its batch norm folded into the first layer."""
         features = sample_positions(embeddings, self.config.positions, seed, self.channels)
-        # Of the centred features: a constant that some blocks leave in them is no part of their spread.
-        spread, centre = torch.var_mean(features, dim=0, correction=0)
-        scale = (total_variance(spread, centre) / self.channels) ** 0.5
-        if scale == 0:
-            raise DataError("discriminator: all features are equal; the training pictures may be constant")
+        scale = root_mean_square(features, self.config.kind)
+        self.mean_ = features.mean(dim=0)
         with torch.inference_mode(False), torch.enable_grad():
-            trainable = features.clone() if features.is_inference() else features
-            hidden, norm, output = self._train(trainable, scale, seed)
-        self.weights_, self.biases_ = folded(hidden, norm)
-        self.output_ = output.weight[0].detach()
+            network = self._train(features, self.mean_.clone(), scale, seed)
+        weights, self.biases_ = folded(network.hidden, network.norm)
+        self.weights_, self.skip_ = weights / scale, network.skip.weight.detach() / scale
+        self.output_, self.offset_ = network.output.weight.detach(), network.output.bias.detach()
         return self
 
-    def _train(self, features: Tensor, scale: float, seed: int) -> tuple[nn.Linear, nn.BatchNorm1d, nn.Linear]:
+    def _train(self, features: Tensor, mean: Tensor, scale: float, seed: int) -> Denoiser:
+        """The network for features less their ``mean``, in units of ``scale``. Shapes: (n, d), (d,)."""
         config, device = self.config, features.device
         generator = torch.Generator(device=device).manual_seed(seed)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
-            hidden = nn.Linear(self.channels, config.hidden)
-            output = nn.Linear(config.hidden, 1, bias=False)
-        norm = nn.BatchNorm1d(config.hidden)
-        network = nn.Sequential(hidden, norm, nn.LeakyReLU(SLOPE), output).to(device).train()
+            network = Denoiser(self.channels, config.hidden).to(device).train()
         optimiser = torch.optim.AdamW(
             network.parameters(),
             config.learning_rate,
             weight_decay=config.weight_decay,
             fused=device.type in ("cpu", "cuda"),
         )
-        warm = 0.1 if config.steps == 20 else 0.05  # PyTorch divides by the steps of the first phase less one
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.learning_rate, config.steps, pct_start=warm)
-        low, high = (math.log(limit * scale) for limit in config.noise)
+        schedule = one_cycle(optimiser, config.learning_rate, config.steps)
+        low, high = (math.log(limit) for limit in config.noise)
+        clean = round(config.clean * config.batch)
         for _ in range(config.steps):
             rows = torch.randint(len(features), (config.batch,), generator=generator, device=device)
-            normal = features[rows]
-            noise = self._noise(normal.shape, low, high, generator)
-            if config.ascent:
-                noise = ascended(normal, noise, config.ascent, folded(hidden, norm), output.weight)
-            judged = network(torch.cat([normal, normal + noise]))[:, 0]
-            good, fake = judged.split(config.batch)
-            loss = F.relu(MARGIN - good).mean() + F.relu(MARGIN + fake).mean()
+            noise = torch.randn((config.batch, self.channels), generator=generator, device=device)
+            noise *= strengths(config.batch, low, high, generator)
+            noise[:clean] = 0
+            with training_precision(device):
+                seen = network((features[rows] - mean).div_(scale).add_(noise))
+            loss = relative_error(seen.float(), noise, config.noise[0])
             optimiser.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
             optimiser.step()
             schedule.step()
-        return hidden, norm, output
-
-    def _noise(self, shape: torch.Size, low: float, high: float, generator: torch.Generator) -> Tensor:
-        """Gaussian noise on a random share of each feature's components, as strong in total as if it were on all.
-
-        ``low`` and ``high`` are logarithms of the strength. Shapes: (n, d).
-        """
-        device, column = generator.device, (shape[0], 1)
-        strength = torch.rand(column, generator=generator, device=device).mul_(high - low).add_(low).exp_()
-        share = torch.rand(column, generator=generator, device=device).mul_(1 - self.config.share)
-        share = share.add_(self.config.share)
-        touched = torch.rand(shape, generator=generator, device=device) < share
-        noise = torch.randn(shape, generator=generator, device=device)
-        return noise.mul_(touched).mul_(strength / share.sqrt())
+        return network
 
     @torch.no_grad()
     def anomaly_map(self, embedding: Tensor) -> Tensor:
         self.require_fit()
         if embedding.ndim != 4 or embedding.shape[1] != self.channels:
             raise ShapeError(f"discriminator: expected (b, {self.channels}, h, w), got {tuple(embedding.shape)}")
-        rows = rearrange(embedding, "b d h w -> (b h w) d")
-        judged = F.leaky_relu_(torch.addmm(self.biases_, rows, self.weights_.T), SLOPE) @ self.output_
-        return rearrange(-judged, "(b h w) -> b h w", b=len(embedding), h=embedding.shape[2])
+        # Centred in float32: in bfloat16 a large constant would drown what differs.
+        rows = rearrange(embedding, "b d h w -> (b h w) d") - self.mean_
+        with training_precision(rows.device):
+            hidden = F.silu(F.linear(rows, self.weights_, self.biases_), inplace=True)
+            seen = F.linear(hidden, self.output_, self.offset_) + F.linear(rows, self.skip_)
+        found = reduce(seen.float().square(), "n d -> n", "mean")
+        return rearrange(found, "(b h w) -> b h w", b=len(embedding), h=embedding.shape[2])
 
 
-@torch.no_grad()
-def folded(hidden: nn.Linear, norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
-    """Weights (h, d) and biases (h,) of the hidden layer with the batch norm in them, as it is outside training."""
-    mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
-    gain = norm.weight / torch.sqrt(variance + norm.eps)
-    return hidden.weight * gain[:, None], (hidden.bias - mean) * gain + norm.bias
+def relative_error(seen: Tensor, noise: Tensor, weakest: float) -> Tensor:
+    """Mean over features of the squared error, relative to the noise's own square and the weakest noise's.
 
-
-@torch.no_grad()
-def ascended(normal: Tensor, noise: Tensor, step: float, hidden: tuple[Tensor, Tensor], output: Tensor) -> Tensor:
-    """The noise after a step along the gradient of the network's output, ``step`` times its length, at that length.
-
-    With the running statistics of the batch norm: gradients through those of the batch itself make a worse network
-    (docs/discriminator.md). Shapes: (n, d), (n, d); hidden (h, d) and (h,), output (1, h) -> (n, d).
+    Without it the strongest noise makes nearly all of the loss, and the weakest tells most of what good features are.
+    Shapes: (n, d), (n, d) -> ().
     """
-    weights, biases = hidden
-    sums = torch.addmm(biases, normal + noise, weights.T)
-    gradient = torch.where(sums > 0, output, SLOPE * output) @ weights
-    length = torch.linalg.vector_norm(noise, dim=1, keepdim=True)
-    moved = F.normalize(gradient, dim=1).mul_(step * length).add_(noise)
-    return F.normalize(moved, dim=1).mul_(length)
+    error, strength = (reduce(value.square(), "n d -> n", "mean") for value in (seen - noise, noise))
+    return (error / (strength + weakest**2)).mean()

@@ -20,6 +20,7 @@ from manyeyes.heads import (
     MapHead,
     MemoryBankConfig,
     PyramidHead,
+    SimpleNetConfig,
     UFlowHeadConfig,
     VectorHead,
 )
@@ -36,6 +37,7 @@ CLASSES = {"map": MapHead, "vector": VectorHead, "pyramid": PyramidHead}
 
 EXAMPLES: list[Config] = [
     DiscriminatorConfig(hidden=32, steps=80, batch=64),
+    SimpleNetConfig(hidden=32, steps=80, batch=64),
     MemoryBankConfig(ratio=0.1),
     MemoryBankConfig(ratio=0.1, neighbours=3, chunk=7, coreset_dimensions=3),
     MemoryBankConfig(ratio=0.1, reweight=True),
@@ -241,6 +243,7 @@ def test_one_image_fits_or_is_refused_in_words(config):
 # Heads that learn by noise or by standardising have nothing to go by where nothing varies; all others fit.
 REFUSE_EQUAL_IMAGES = {
     "discriminator": "discriminator: all features are equal; the training pictures may be constant",
+    "simplenet": "simplenet: all features are equal; the training pictures may be constant",
     "u_flow": "u_flow: all features of a scale are equal; the training pictures may be constant",
 }
 
@@ -270,9 +273,12 @@ def test_wrong_channels_are_refused(config):
         build(config).fit([shown(config, wide)], 0)
 
 
+@pytest.mark.parametrize("kind", [DiscriminatorConfig, SimpleNetConfig])
 @pytest.mark.parametrize("steps", [1, 2, 19, 20, 21])
-def test_a_discriminator_learns_for_any_number_of_steps(steps: int) -> None:
+def test_a_discriminator_learns_for_any_number_of_steps(
+    kind: type[DiscriminatorConfig | SimpleNetConfig], steps: int
+) -> None:
     """PyTorch's one-cycle schedule divides by zero where its first phase is exactly one step."""
-    head = DiscriminatorConfig(hidden=8, steps=steps, batch=16).build(CHANNELS)
+    head = kind(hidden=8, steps=steps, batch=16).build(CHANNELS)
     maps = torch.randn(4, CHANNELS, 5, 5, generator=torch.Generator().manual_seed(0))
     assert head.fit([maps], 0).judge(maps)[1].isfinite().all()

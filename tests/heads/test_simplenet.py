@@ -1,4 +1,4 @@
-"""The discriminator: noise as it is declared, batch norm folded exactly, and small anomalies in few components."""
+"""SimpleNet: noise as it is declared, batch norm folded exactly, and small anomalies in few components."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from manyeyes.errors import DataError
-from manyeyes.heads import DiscriminatorConfig
-from manyeyes.heads.discriminator import SLOPE, Discriminator, ascended, folded
+from manyeyes.heads import SimpleNetConfig
+from manyeyes.heads.noise import folded
+from manyeyes.heads.simplenet import SLOPE, SimpleNet, ascended
 
 CHANNELS = 24
 
@@ -29,21 +30,21 @@ def features(images: int, seed: int, offset: float = 0.0) -> Tensor:
     return rearrange(rows, "(b h w) d -> b d h w", h=8, w=8)
 
 
-def fitted(offset: float = 0.0, seed: int = 0, **fields: Any) -> Discriminator:
-    config = DiscriminatorConfig(**({"hidden": 64, "steps": 300, "batch": 128} | fields))
+def fitted(offset: float = 0.0, seed: int = 0, **fields: Any) -> SimpleNet:
+    config = SimpleNetConfig(**({"hidden": 64, "steps": 300, "batch": 128} | fields))
     return config.build(CHANNELS).fit([features(16, 1, offset)], seed)
 
 
 def test_the_folded_network_is_the_trained_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """The batch norm's shift and scale included, which a fit moves far from 0 and 1."""
     kept: list[nn.Module] = []
-    train = Discriminator._train
+    train = SimpleNet._train
 
-    def watched(self: Discriminator, *args: Any) -> Any:
+    def watched(self: SimpleNet, *args: Any) -> Any:
         kept.extend(train(self, *args))
         return tuple(kept)
 
-    monkeypatch.setattr(Discriminator, "_train", watched)
+    monkeypatch.setattr(SimpleNet, "_train", watched)
     head = fitted()
     hidden, norm, output = kept
     network = nn.Sequential(hidden, norm, nn.LeakyReLU(0.2), output).eval()
@@ -55,7 +56,7 @@ def test_the_folded_network_is_the_trained_one(monkeypatch: pytest.MonkeyPatch) 
 
 
 def noise(share: float, low: float, high: float, rows: int = 20_000) -> Tensor:
-    head = DiscriminatorConfig(share=share).build(CHANNELS)
+    head = SimpleNetConfig(share=share).build(CHANNELS)
     generator = torch.Generator().manual_seed(0)
     return head._noise(torch.Size([rows, CHANNELS]), math.log(low), math.log(high), generator)
 
@@ -85,7 +86,7 @@ def lifted(value: Tensor, components: int, strength: float) -> Tensor:
     return broken
 
 
-def ranked(head: Discriminator, offset: float = 0.0, components: int = 2, strength: float = 4.0) -> float:
+def ranked(head: SimpleNet, offset: float = 0.0, components: int = 2, strength: float = 4.0) -> float:
     good, bad = features(60, 7, offset), lifted(features(60, 8, offset), components, strength)
     scores = torch.cat([head.anomaly_map(value).amax(dim=(1, 2)) for value in (good, bad)])
     return float(roc_auc_score([0] * 60 + [1] * 60, scores))
@@ -109,12 +110,12 @@ def test_the_map_says_where() -> None:
 @pytest.mark.parametrize("constant", [0.0, 5.0])
 def test_features_that_are_all_equal_are_refused(constant: float) -> None:
     with pytest.raises(DataError, match="all features are equal"):
-        DiscriminatorConfig(steps=2).build(3).fit([torch.full((4, 3, 4, 4), constant)], 0)
+        SimpleNetConfig(steps=2).build(3).fit([torch.full((4, 3, 4, 4), constant)], 0)
 
 
 def test_noise_from_strong_to_weak_is_refused() -> None:
     with pytest.raises(ValidationError, match=r"expected 0 < weakest <= strongest, got \[1.0, 0.3\]"):
-        DiscriminatorConfig(noise=(1.0, 0.3))
+        SimpleNetConfig(noise=(1.0, 0.3))
 
 
 def test_the_step_of_the_noise_is_that_of_the_networks_gradient() -> None:
@@ -139,6 +140,6 @@ def test_noise_that_touches_no_component_stays_none() -> None:
     """With few components it happens, and a division by its length would spoil the network for good."""
     hidden, norm, output = nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Linear(8, 1, bias=False)
     assert not ascended(torch.randn(5, 3), torch.zeros(5, 3), 0.2, folded(hidden, norm), output.weight).any()
-    head = DiscriminatorConfig(hidden=8, steps=200, batch=64, share=0.01).build(3)
+    head = SimpleNetConfig(hidden=8, steps=200, batch=64, share=0.01).build(3)
     value = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     assert head.fit([value], 0).anomaly_map(value).isfinite().all()
