@@ -74,7 +74,8 @@ class Denoiser(nn.Module):
 class Discriminator(MapHead):
     """Score of a position = mean square of the noise that the network sees there.
 
-    Shapes: (b, d, h, w) -> (b, h, w). Units: mean squares of the features, so that noise as strong as they are has 1.
+    Shapes: (b, d, h, w) -> (b, h, w). Units: mean squares of the features: noise as strong as they are has
+    1 if all of it is seen.
     Where the hardware multiplies bfloat16 faster the network does, in training and in judging.
     Raises: DataError if the features are all equal or not finite; NotFittedError before ``fit``.
     """
