@@ -119,7 +119,7 @@ class Discriminator(MapHead):
         )
         schedule = one_cycle(optimiser, config.learning_rate, config.steps)
         low, high = (math.log(limit) for limit in config.noise)
-        clean = round(config.clean * config.batch)
+        clean = min(round(config.clean * config.batch), config.batch - 1)
         for _ in range(config.steps):
             rows = torch.randint(len(features), (config.batch,), generator=generator, device=device)
             noise = torch.randn((config.batch, self.channels), generator=generator, device=device)

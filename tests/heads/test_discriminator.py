@@ -133,6 +133,12 @@ def test_noise_is_as_declared(monkeypatch: pytest.MonkeyPatch) -> None:
     assert float(found.std()) == pytest.approx(math.log(4) / math.sqrt(12), rel=0.15)
 
 
+def test_a_small_batch_always_has_a_noisy_feature(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = noises(monkeypatch)
+    fitted(steps=5, batch=2, clean=0.9)
+    assert all(not noise[0].any() and noise[1].any() for noise in drawn)
+
+
 def test_strengths_are_log_uniform_between_the_limits() -> None:
     found = strengths(20_000, math.log(0.3), math.log(3.0), torch.Generator().manual_seed(0)).log()
     assert found.shape == (20_000, 1)
