@@ -28,6 +28,10 @@ from manyeyes.heads.noise import folded, one_cycle, root_mean_square, strengths
 from manyeyes.heads.positions import sample_positions
 
 
+ON_CPU = 1024
+"""Features judged at once on a CPU: so few that the hidden layer stays in the cache, in memory that is used again."""
+
+
 class DiscriminatorConfig(Config):
     """``noise`` is the range of the noise's standard deviation, in root-mean-squares of the centred features."""
 
@@ -139,13 +143,18 @@ class Discriminator(MapHead):
         self.require_fit()
         if embedding.ndim != 4 or embedding.shape[1] != self.channels:
             raise ShapeError(f"discriminator: expected (b, {self.channels}, h, w), got {tuple(embedding.shape)}")
-        # Centred in float32: in bfloat16 a large constant would drown what differs.
-        rows = rearrange(embedding, "b d h w -> (b h w) d") - self.mean_
-        with training_precision(rows.device):
-            hidden = F.silu(F.linear(rows, self.weights_, self.biases_), inplace=True)
-            seen = F.linear(hidden, self.output_, self.offset_) + F.linear(rows, self.skip_)
-        found = reduce(seen.float().square(), "n d -> n", "mean")
+        rows = rearrange(embedding, "b d h w -> (b h w) d")
+        some = ON_CPU if rows.device.type == "cpu" else len(rows)
+        found = torch.cat([self._judged(part) for part in rows.split(some)])
         return rearrange(found, "(b h w) -> b h w", b=len(embedding), h=embedding.shape[2])
+
+    def _judged(self, rows: Tensor) -> Tensor:
+        """Shapes: (n, d) -> (n,)."""
+        centred = rows - self.mean_  # in float32: in bfloat16 a large constant would drown what differs
+        with training_precision(rows.device):
+            hidden = F.silu(F.linear(centred, self.weights_, self.biases_), inplace=True)
+            seen = F.linear(hidden, self.output_, self.offset_) + F.linear(centred, self.skip_)
+        return reduce(seen.float().square(), "n d -> n", "mean")
 
 
 def relative_error(seen: Tensor, noise: Tensor, weakest: float) -> Tensor:
