@@ -27,7 +27,6 @@ from manyeyes.heads.contract import MapHead
 from manyeyes.heads.noise import folded, one_cycle, root_mean_square, strengths
 from manyeyes.heads.positions import sample_positions
 
-
 ON_CPU = 1024
 """Features judged at once on a CPU: so few that the hidden layer stays in the cache, in memory that is used again."""
 
