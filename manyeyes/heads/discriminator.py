@@ -144,7 +144,7 @@ class Discriminator(MapHead):
             raise ShapeError(f"discriminator: expected (b, {self.channels}, h, w), got {tuple(embedding.shape)}")
         rows = rearrange(embedding, "b d h w -> (b h w) d")
         some = ON_CPU if rows.device.type == "cpu" else len(rows)
-        found = torch.cat([self._judged(part) for part in rows.split(some)])
+        found = torch.cat([self._judged(part) for part in torch.split(rows, some)])
         return rearrange(found, "(b h w) -> b h w", b=len(embedding), h=embedding.shape[2])
 
     def _judged(self, rows: Tensor) -> Tensor:
