@@ -63,7 +63,6 @@ class StudentTraining:
             if self.schedule.fit is not None:
                 student[:-1].load_state_dict(teacher.network[:-1].state_dict())
         # PyTorch's stubs have no overload of `to` with a device and a memory format.
-        # PyTorch's overloads of a module's `to` leave memory_format out.
         self.student, self.autoencoder = (
             network.to(self.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
             for network in (student, coder)

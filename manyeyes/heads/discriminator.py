@@ -17,15 +17,14 @@ from typing import ClassVar, Literal, Self
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from manyeyes.config import Config
 from manyeyes.device import training_precision
-from manyeyes.errors import ShapeError
 from manyeyes.heads.contract import MapHead
-from manyeyes.heads.noise import folded, one_cycle, root_mean_square, strengths
-from manyeyes.heads.positions import sample_positions
+from manyeyes.heads.noise import NoiseRange, folded, learn, root_mean_square, strengths
+from manyeyes.heads.positions import rows_of, sample_positions
 
 ON_CPU = 1024
 """Features judged at once on a CPU: so few that the hidden layer stays in the cache, in memory that is used again."""
@@ -42,14 +41,8 @@ class DiscriminatorConfig(Config):
     clean: float = Field(1 / 6, ge=0, lt=1, description="share of a step's features that get no noise")
     learning_rate: float = Field(5e-3, gt=0, description="peak of a one-cycle schedule")
     weight_decay: float = Field(1e-5, ge=0)
-    noise: tuple[float, float] = Field((0.3, 1.0), description="weakest and strongest noise, relative to the features")
+    noise: NoiseRange = Field((0.3, 1.0), description="weakest and strongest noise, relative to the features")
     positions: int = Field(262_144, ge=2, description="features kept in memory for the fit, drawn from all positions")
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if not 0 < self.noise[0] <= self.noise[1]:
-            raise ValueError(f"noise: expected 0 < weakest <= strongest, got {list(self.noise)}")
-        return self
 
     def build(self, channels: int) -> Discriminator:
         return Discriminator(self, channels)
@@ -101,7 +94,7 @@ class Discriminator(MapHead):
         scale = root_mean_square(features, self.config.kind)
         self.mean_ = features.mean(dim=0)
         with torch.inference_mode(False), torch.enable_grad():
-            network = self._train(features, self.mean_.clone(), scale, seed)
+            network = self._train(features, self.mean_, scale, seed)
         weights, self.biases_ = folded(network.hidden, network.norm)
         self.weights_, self.skip_ = weights / scale, network.skip.weight.detach() / scale
         self.output_, self.offset_ = network.output.weight.detach(), network.output.bias.detach()
@@ -114,35 +107,25 @@ class Discriminator(MapHead):
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             network = Denoiser(self.channels, config.hidden).to(device).train()
-        optimiser = torch.optim.AdamW(
-            network.parameters(),
-            config.learning_rate,
-            weight_decay=config.weight_decay,
-            fused=device.type in ("cpu", "cuda"),
-        )
-        schedule = one_cycle(optimiser, config.learning_rate, config.steps)
         low, high = (math.log(limit) for limit in config.noise)
         clean = min(round(config.clean * config.batch), config.batch - 1)
-        for _ in range(config.steps):
+
+        def loss() -> Tensor:
             rows = torch.randint(len(features), (config.batch,), generator=generator, device=device)
             noise = torch.randn((config.batch, self.channels), generator=generator, device=device)
             noise *= strengths(config.batch, low, high, generator)
             noise[:clean] = 0
             with training_precision(device):
                 seen = network((features[rows] - mean).div_(scale).add_(noise))
-            loss = relative_error(seen.float(), noise, config.noise[0])
-            optimiser.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
-            optimiser.step()
-            schedule.step()
+            return relative_error(seen.float(), noise, config.noise[0])
+
+        learn(network, loss, config.steps, config.learning_rate, config.weight_decay)
         return network
 
     @torch.no_grad()
     def anomaly_map(self, embedding: Tensor) -> Tensor:
         self.require_fit()
-        if embedding.ndim != 4 or embedding.shape[1] != self.channels:
-            raise ShapeError(f"discriminator: expected (b, {self.channels}, h, w), got {tuple(embedding.shape)}")
-        rows = rearrange(embedding, "b d h w -> (b h w) d")
+        rows = rows_of(embedding, self.channels, self.config.kind)
         some = ON_CPU if rows.device.type == "cpu" else len(rows)
         found = torch.cat([self._judged(part) for part in torch.split(rows, some)])
         return rearrange(found, "(b h w) -> b h w", b=len(embedding), h=embedding.shape[2])

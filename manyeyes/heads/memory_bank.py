@@ -18,11 +18,11 @@ from pydantic import Field
 from torch import Tensor
 
 from manyeyes.config import Config
-from manyeyes.errors import ConfigError, ShapeError
+from manyeyes.errors import ConfigError
 from manyeyes.heads.contract import MapHead
 from manyeyes.heads.coreset import coreset_coordinates, greedy_coreset
 from manyeyes.heads.nearest import LeadingAxes, exact_distances, faiss_nearest, nearest_entries, tiled
-from manyeyes.heads.positions import draw_positions
+from manyeyes.heads.positions import draw_positions, rows_of
 
 
 class MemoryBankConfig(Config):
@@ -115,10 +115,8 @@ class MemoryBank(MapHead):
     def _search(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
         """Distances and entries, nearest first. Shapes: (b, d, h, w) -> 2 x (b, h, w, k)."""
         self.require_fit()
-        if embedding.ndim != 4 or embedding.shape[1] != self.channels:
-            raise ShapeError(f"memory bank: expected (b, {self.channels}, h, w), got {tuple(embedding.shape)}")
+        rows = rows_of(embedding, self.channels, "memory bank").float()
         b, _, h, w = embedding.shape
-        rows = rearrange(embedding, "b d h w -> (b h w) d").float()
         k = min(self.config.neighbours, len(self.bank_))
         if self.config.search == "faiss":
             entries = faiss_nearest(rows, self.bank_, k)

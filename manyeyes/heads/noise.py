@@ -1,12 +1,26 @@
-"""What the discriminators share: noise relative to the features, their schedule, a batch norm folded away."""
+"""What the discriminators share: noise relative to the features, the steps of learning, a batch norm folded away."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Annotated
+
 import torch
+from pydantic import AfterValidator
 from torch import Tensor, nn
 
 from manyeyes.errors import DataError
 from manyeyes.maps import total_variance
+
+
+def _from_weak_to_strong(noise: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < noise[0] <= noise[1]:
+        raise ValueError(f"expected 0 < weakest <= strongest, got {list(noise)}")
+    return noise
+
+
+NoiseRange = Annotated[tuple[float, float], AfterValidator(_from_weak_to_strong)]
+"""Weakest and strongest standard deviation of the noise, in root-mean-squares of the centred features."""
 
 
 def root_mean_square(features: Tensor, name: str) -> float:
@@ -27,9 +41,19 @@ def strengths(count: int, low: float, high: float, generator: torch.Generator) -
     return drawn.mul_(high - low).add_(low).exp_()
 
 
-def one_cycle(optimiser: torch.optim.Optimizer, peak: float, steps: int) -> torch.optim.lr_scheduler.OneCycleLR:
+def learn(network: nn.Module, loss: Callable[[], Tensor], steps: int, peak: float, weight_decay: float) -> None:
+    """Minimise what ``loss`` returns at each of ``steps``, on a fixed one-cycle schedule up to the rate ``peak``."""
+    weights = list(network.parameters())
+    fused = weights[0].device.type in ("cpu", "cuda")
+    optimiser = torch.optim.AdamW(weights, peak, weight_decay=weight_decay, fused=fused)
     warm = 0.1 if steps == 20 else 0.05  # PyTorch divides by the steps of the first phase less one
-    return torch.optim.lr_scheduler.OneCycleLR(optimiser, peak, steps, pct_start=warm)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, peak, steps, pct_start=warm)
+    for _ in range(steps):
+        value = loss()
+        optimiser.zero_grad(set_to_none=True)
+        torch.autograd.backward(value)
+        optimiser.step()
+        schedule.step()
 
 
 @torch.no_grad()

@@ -75,6 +75,16 @@ def draw_positions(embeddings: Iterable[Tensor], limit: int, seed: int, channels
     return Positions(_reordered(kept, _indices(order, kept)), seen)
 
 
+def rows_of(embedding: Tensor, channels: int, name: str) -> Tensor:
+    """The positions of a map, one after the other. Shapes: (b, d, h, w) -> (b h w, d).
+
+    Raises: ShapeError naming the head if it is no map of ``channels``.
+    """
+    if embedding.ndim != 4 or embedding.shape[1] != channels:
+        raise ShapeError(f"{name}: expected (b, {channels}, h, w), got {tuple(embedding.shape)}")
+    return rearrange(embedding, "b d h w -> (b h w) d")
+
+
 def _check(batch: Tensor, first_image: int, channels: int | None) -> int:
     if batch.ndim != 4 or (channels is not None and batch.shape[1] != channels):
         raise ShapeError(f"embeddings: expected (b, {channels or 'd'}, h, w), got {tuple(batch.shape)}")

@@ -19,14 +19,13 @@ from typing import ClassVar, Literal, Self
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from manyeyes.config import Config
-from manyeyes.errors import ShapeError
 from manyeyes.heads.contract import MapHead
-from manyeyes.heads.noise import folded, one_cycle, root_mean_square, strengths
-from manyeyes.heads.positions import sample_positions
+from manyeyes.heads.noise import NoiseRange, folded, learn, root_mean_square, strengths
+from manyeyes.heads.positions import rows_of, sample_positions
 
 MARGIN, SLOPE = 0.5, 0.2
 
@@ -41,7 +40,7 @@ class SimpleNetConfig(Config):
     batch: int = Field(512, ge=2, description="features per step, as many noisy ones beside them")
     learning_rate: float = Field(3e-3, gt=0, description="peak of a one-cycle schedule")
     weight_decay: float = Field(1e-5, ge=0)
-    noise: tuple[float, float] = Field((0.3, 1.0), description="weakest and strongest noise, relative to the features")
+    noise: NoiseRange = Field((0.3, 1.0), description="weakest and strongest noise, relative to the features")
     share: float = Field(0.05, gt=0, le=1, description="smallest share of the components that get noise; 1: all do")
     ascent: float = Field(
         0.2,
@@ -50,12 +49,6 @@ class SimpleNetConfig(Config):
         "from 0.4 on nothing was learnt",
     )
     positions: int = Field(262_144, ge=2, description="features kept in memory for the fit, drawn from all positions")
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if not 0 < self.noise[0] <= self.noise[1]:
-            raise ValueError(f"noise: expected 0 < weakest <= strongest, got {list(self.noise)}")
-        return self
 
     def build(self, channels: int) -> SimpleNet:
         return SimpleNet(self, channels)
@@ -82,8 +75,7 @@ class SimpleNet(MapHead):
         features = sample_positions(embeddings, self.config.positions, seed, self.channels)
         scale = root_mean_square(features, self.config.kind)
         with torch.inference_mode(False), torch.enable_grad():
-            trainable = features.clone() if features.is_inference() else features
-            hidden, norm, output = self._train(trainable, scale, seed)
+            hidden, norm, output = self._train(features, scale, seed)
         self.weights_, self.biases_ = folded(hidden, norm)
         self.output_ = output.weight[0].detach()
         return self
@@ -97,15 +89,9 @@ class SimpleNet(MapHead):
             output = nn.Linear(config.hidden, 1, bias=False)
         norm = nn.BatchNorm1d(config.hidden)
         network = nn.Sequential(hidden, norm, nn.LeakyReLU(SLOPE), output).to(device).train()
-        optimiser = torch.optim.AdamW(
-            network.parameters(),
-            config.learning_rate,
-            weight_decay=config.weight_decay,
-            fused=device.type in ("cpu", "cuda"),
-        )
-        schedule = one_cycle(optimiser, config.learning_rate, config.steps)
         low, high = (math.log(limit * scale) for limit in config.noise)
-        for _ in range(config.steps):
+
+        def loss() -> Tensor:
             rows = torch.randint(len(features), (config.batch,), generator=generator, device=device)
             normal = features[rows]
             noise = self._noise(normal.shape, low, high, generator)
@@ -113,11 +99,9 @@ class SimpleNet(MapHead):
                 noise = ascended(normal, noise, config.ascent, folded(hidden, norm), output.weight)
             judged = network(torch.cat([normal, normal + noise]))[:, 0]
             good, fake = judged.split(config.batch)
-            loss = F.relu(MARGIN - good).mean() + F.relu(MARGIN + fake).mean()
-            optimiser.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
-            optimiser.step()
-            schedule.step()
+            return F.relu(MARGIN - good).mean() + F.relu(MARGIN + fake).mean()
+
+        learn(network, loss, config.steps, config.learning_rate, config.weight_decay)
         return hidden, norm, output
 
     def _noise(self, shape: torch.Size, low: float, high: float, generator: torch.Generator) -> Tensor:
@@ -136,9 +120,7 @@ class SimpleNet(MapHead):
     @torch.no_grad()
     def anomaly_map(self, embedding: Tensor) -> Tensor:
         self.require_fit()
-        if embedding.ndim != 4 or embedding.shape[1] != self.channels:
-            raise ShapeError(f"simplenet: expected (b, {self.channels}, h, w), got {tuple(embedding.shape)}")
-        rows = rearrange(embedding, "b d h w -> (b h w) d")
+        rows = rows_of(embedding, self.channels, self.config.kind)
         judged = F.leaky_relu_(torch.addmm(self.biases_, rows, self.weights_.T), SLOPE) @ self.output_
         return rearrange(-judged, "(b h w) -> b h w", b=len(embedding), h=embedding.shape[2])
 
