@@ -198,7 +198,8 @@ def with_any_weights(config: EnsembleConfig) -> EnsembleConfig:
             member.extractor.build(TrunkPool())
         except WeightsError:
             values = member.model_dump(mode="json")
-            values["extractor"]["trunk"]["weights"] = "random"
+            for owner in values["extractor"].get("sources", [values["extractor"]]):
+                owner["trunk"]["weights"] = "random"
             values["name"] = f"{member.name}-random"
             member = MemberConfig.parse(values)
         members.append(member)

@@ -57,6 +57,11 @@ def trunk_precision(device: torch.device, precision: Precision = "auto") -> Abst
     return torch.autocast(device.type, dtype=getattr(torch, precision))
 
 
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """No autocast, whatever surrounds it: for what is fitted, which judges small differences of large features."""
+    return torch.autocast(device.type, enabled=False)
+
+
 def arithmetic(device: torch.device) -> str:
     """Device and precision of trunks that run here, inside `trunk_precision` or not, such as ``cuda-float16``."""
     autocast = torch.is_autocast_enabled(device.type)

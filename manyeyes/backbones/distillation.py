@@ -136,8 +136,16 @@ class Distillation:
         self.identity = hashlib.sha256(text.encode()).hexdigest()[:16]
         self.targets = Targets(trunk, config.stages, self.image_size)
         augmentation = Augmentation(config.zoom, config.turn, config.colour, config.grey)
-        kept, size = config.views, self.image_size
-        self.views = Views(read, sorted(order[held:]), self.targets, augmentation, size, kept, config.seed)
+        self.views = Views(
+            read,
+            sorted(order[held:]),
+            self.targets,
+            augmentation,
+            self.image_size,
+            config.views,
+            config.seed,
+            together=max(1, config.batch // config.reuse),
+        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             build = with_norms if config.norms else patch_description_network
@@ -148,8 +156,9 @@ class Distillation:
             {"params": list(last.parameters()), "share": LAST if config.norms else 1.0},
         ]
         self.optimiser = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
-        self.mean = torch.zeros(CHANNELS, 1, 1)
-        self.std = torch.ones(CHANNELS, 1, 1)
+        self.mean = torch.zeros(CHANNELS, 1, 1, device=device)
+        self.std = torch.ones(CHANNELS, 1, 1, device=device)
+        self.pixels = torch.tensor([IMAGENET_MEAN, IMAGENET_STD], device=device).view(2, 3, 1, 1)
 
     def run(self) -> Distilled:
         begun = load_checkpoint(self.checkpoint, self.identity, {"network": self.network}, self.optimiser)
@@ -159,7 +168,7 @@ class Distillation:
             self._standardise([target for _, target in self.views.latest])
         else:
             step, extra = begun
-            self.mean, self.std = extra["mean"], extra["std"]
+            self.mean, self.std = (extra[name].to(self.device) for name in ("mean", "std"))
         self._train(step)
         plain = folded(self.network, self.config.size, CHANNELS) if self.config.norms else self.network.eval()
         plain = plain.to(self.device)
@@ -182,6 +191,7 @@ class Distillation:
         advance = self.progress.step("distilling")
         saved = started = time.monotonic()
         curve = max(1, config.steps // CURVE_POINTS)
+        before: Tensor | None = None
         for step in range(begun, config.steps):
             self.views.advance_to(config.views + step * config.batch // config.reuse)
             for group in self.optimiser.param_groups:
@@ -194,15 +204,18 @@ class Distillation:
             self.optimiser.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
             self.optimiser.step()
-            self._require_finite(loss, step)
+            if before is not None:  # this step's own loss would keep a GPU waiting while the next one is prepared
+                self._require_finite(before, step - 1)
+            before = loss.detach()
             advance(step + 1, config.steps)
             if step == begun + 9:
                 minutes = (time.monotonic() - started) / 10 * (config.steps - begun) / 60
                 self.progress.say(f"{config.steps - begun} steps to go, about {minutes:.0f} minutes")
             if (step + 1) % curve == 0:
                 some = self.explained(self.network.eval(), CURVE_PICTURES)[1]
-                self.progress.say(f"step {step + 1}: loss {float(loss.detach()):.4f}, held out {some:.4f}")
+                self.progress.say(f"step {step + 1}: loss {float(before):.4f}, held out {some:.4f}")
             if time.monotonic() - saved > CHECKPOINT_SECONDS or step + 1 == config.steps:
+                self._require_finite(before, step)
                 with torch.no_grad():  # no later step would notice that this one has spoilt the network
                     self._require_finite(F.mse_loss(self.network.eval()(images).float(), targets), step + 1)
                 extra = {"mean": self.mean, "std": self.std}
@@ -229,9 +242,8 @@ class Distillation:
         return self._ready(torch.stack(images), torch.stack(targets))
 
     def _ready(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        mean, std = (torch.tensor(value).view(3, 1, 1) for value in (IMAGENET_MEAN, IMAGENET_STD))
-        pixels = (images.float() - mean) / std
-        return pixels.to(self.device), ((targets.float() - self.mean) / self.std).to(self.device)
+        mean, std = self.pixels
+        return (images.float() - mean) / std, (targets.float() - self.mean) / self.std
 
     def _fresh(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Views that no step has seen, one by one."""
@@ -253,8 +265,7 @@ class Distillation:
         for number in self.held[:most]:
             size = self.targets.trunk.input_size
             large = F.interpolate(self.read(number)[None], size=size, mode="bilinear", antialias=True)
-            image, target = self.views.pair(large.clamp(0, 1))
-            pixels, wanted = self._ready(image[None], target[None])
+            pixels, wanted = self._ready(*self.views.pairs(large.clamp(0, 1)))
             told = network(pixels)
             values, errors = (rearrange(v, "1 c h w -> (h w) c").double().cpu() for v in (wanted, told - wanted))
             wrong += errors.square().sum(dim=0)

@@ -1,13 +1,15 @@
 """Augmented views of natural pictures, kept for some steps and then forgotten: no folder is too large or too small.
 
 A view is one picture cropped, turned, coloured, with the targets of all its positions. Views are numbered: number, seed
-and folder say what a view is, so that a resumed training rebuilds those that it had in memory.
+and folder say what a view is, so that a resumed training rebuilds those that it had in memory. They are made where the
+trunk is, several at once if a step needs several, while threads read the pictures of the next ones.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from manyeyes.backbones.distillation_targets import Targets
 from manyeyes.checkpoint import drawn_at
+from manyeyes.device import trunk_precision
 from manyeyes.maps import Grid
 
 ORDER, VIEW = 1, 2
@@ -70,9 +73,10 @@ def grey_of(image: Tensor) -> Tensor:
 
 
 class Views:
-    """The latest views, moving on by `advance_to`; half precision in memory.
+    """The latest views, moving on by `advance_to`; half precision, on the trunk's device.
 
-    ``latest`` holds pairs of image (3, *image_size) and targets (384, h, w) as the trunk gives them.
+    ``latest`` holds pairs of image (3, *image_size) and targets (384, h, w) as the trunk gives them. Views are made
+    ``together`` at a time, always the same ones: rounding depends on who shares a forward pass.
     """
 
     def __init__(
@@ -84,27 +88,59 @@ class Views:
         image_size: Grid,
         kept: int,
         seed: int,
+        together: int = 1,
     ) -> None:
         self.read, self.chosen, self.targets, self.augmentation = read, tuple(chosen), targets, augmentation
-        self.image_size, self.kept, self.seed = image_size, kept, seed
+        self.image_size, self.kept, self.seed, self.together = image_size, kept, seed, together
+        self.device = next(targets.trunk.parameters()).device
         self.latest: deque[tuple[Tensor, Tensor]] = deque(maxlen=kept)
         self.next = 0
+        self.pool = ThreadPoolExecutor()
+        self.ahead: dict[int, Future[Tensor]] = {}
 
     def advance_to(self, count: int) -> None:
-        """Hold the views ``count - kept`` to ``count``; only new ones are made."""
-        for number in range(max(self.next, count - self.kept), count):
-            self.latest.append(self.view(number))
-        self.next = max(self.next, count)
+        """Hold the ``kept`` views before ``count``, which is rounded up to whole groups; only new ones are made."""
+        end = -(-count // self.together) * self.together
+        begun = max(self.next, (end - self.kept) // self.together * self.together)
+        for first in range(begun, end, self.together):
+            self.latest.extend(self._made(range(first, first + self.together)))
+        self.next = max(self.next, end)
 
     def view(self, number: int) -> tuple[Tensor, Tensor]:
         """Image (3, *image_size) and its targets (384, h, w)."""
+        [only] = self._made(range(number, number + 1))
+        return only
+
+    def _made(self, numbers: range) -> list[tuple[Tensor, Tensor]]:
+        pictures = self._begun(numbers)
+        self.ahead = self._begun(range(numbers.stop, numbers.stop + len(numbers)))
+        larges = [
+            self.augmentation(
+                pictures[number].result().to(self.device), self.targets.trunk.input_size, self._drawn(number)
+            )
+            for number in numbers
+        ]
+        return list(zip(*self.pairs(torch.cat(larges)), strict=True))
+
+    def _drawn(self, number: int) -> torch.Generator:
+        return drawn_at(self.seed, VIEW, number)
+
+    def _begun(self, numbers: range) -> dict[int, Future[Tensor]]:
+        """The pictures of these views, in reading."""
+        return {
+            number: self.ahead.get(number) or self.pool.submit(self.read, self._picture(number)) for number in numbers
+        }
+
+    def _picture(self, number: int) -> int:
+        """Every picture once a round, in an order of the round's own."""
         epoch, place = divmod(number, len(self.chosen))
         order = torch.randperm(len(self.chosen), generator=drawn_at(self.seed, ORDER, epoch))
-        picture = self.read(self.chosen[int(order[place])])
-        return self.pair(self.augmentation(picture, self.targets.trunk.input_size, drawn_at(self.seed, VIEW, number)))
+        return self.chosen[int(order[place])]
 
-    def pair(self, large: Tensor) -> tuple[Tensor, Tensor]:
-        """What the network sees, what the trunk says. Shapes: (1, 3, H, W) -> (3, *image_size), (384, h, w)."""
-        device = next(self.targets.trunk.parameters()).device
+    def pairs(self, large: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network sees, what the trunk says. Shapes: (b, 3, H, W) -> (b, 3, *image_size), (b, 384, h, w)."""
+        large = large.to(self.device)
         small = F.interpolate(large, size=self.image_size, mode="bilinear", align_corners=False, antialias=True)
-        return small[0].half(), self.targets(large.to(device))[0].half().cpu()
+        with trunk_precision(self.device):
+            targets = self.targets(large)
+        return small.half(), targets.half()

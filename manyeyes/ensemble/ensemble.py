@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from manyeyes.backbones import Eyes, FeatureExtractor, TrainableTrunk, TrunkPool
-from manyeyes.device import Precision
+from manyeyes.device import Precision, full_precision
 from manyeyes.ensemble.branch import Branch, Judgement
 from manyeyes.ensemble.config import EnsembleConfig, ThresholdConfig
 from manyeyes.ensemble.memory import Memory, fit_anew
@@ -379,7 +379,7 @@ class Ensemble(Fitted):
 
     @torch.inference_mode()
     def predict_taps(self, taps: Taps) -> Prediction:
-        """Verdicts from taps, extracted or stored.
+        """Verdicts from taps, extracted or stored, in float32 also within somebody's autocast.
 
         Raises: NotFittedError before ``fit`` or load; DataError if a feature is not finite.
         """
@@ -391,7 +391,10 @@ class Ensemble(Fitted):
                     f"features {key}: not finite; the picture or the weights may be broken, or the trunk's values too "
                     "large for half precision: try --precision float32"
                 )
-        judgement = self.judge(taps)
+        with full_precision(next(iter(taps.values())).device):
+            return self._predicted(self.judge(taps))
+
+    def _predicted(self, judgement: Judgement) -> Prediction:
         heads = {name: self._normalised(judgement.scores, [name])[:, 0] for name in self.names}
         combined = {
             group: self.combine(torch.stack([heads[name] for name in names], 1), group)

@@ -200,9 +200,28 @@ def test_every_picture_is_seen_once_a_round() -> None:
         return picture(number)
 
     some = Views(noted, (4, 7, 9), Targets(Block(96), [2], (48, 48)), GENTLE, (48, 48), 2, 0)
-    for number in range(6):
-        some.view(number)
-    assert sorted(read[:3]) == sorted(read[3:]) == [4, 7, 9]
+    for first in (0, 3):  # the picture of the next view is being read while one is made
+        for number in range(first, first + 2):
+            some.view(number)
+        for picture_ahead in some.ahead.values():
+            picture_ahead.result()
+        assert sorted(read) == [4, 7, 9]
+        some.view(first + 2)
+        next(iter(some.ahead.values())).result()
+        read[:] = read[3:]
+
+
+def test_views_made_together_are_the_same_views() -> None:
+    one = views(kept=4)
+    several = Views(picture, (0, 1, 2, 3, 4), Targets(Block(96), [2], (48, 48)), GENTLE, (48, 48), 4, 0, together=3)
+    resumed = Views(picture, (0, 1, 2, 3, 4), Targets(Block(96), [2], (48, 48)), GENTLE, (48, 48), 4, 0, together=3)
+    for count in (1, 4, 7):
+        several.advance_to(count)
+    resumed.advance_to(7)
+    one.advance_to(9)
+    assert several.next == 9, "whole groups"
+    assert same(list(several.latest), list(one.latest))
+    assert same(list(several.latest), list(resumed.latest))
 
 
 @pytest.mark.parametrize("size", [(48, 48), (48, 64)])
@@ -277,7 +296,7 @@ def test_the_held_out_figure_is_scikit_learns_r2(tmp_path: Path) -> None:
     told, wanted = [], []
     for number in work.held:
         large = F.interpolate(picture(number)[None], (96, 96), mode="bilinear", antialias=True).clamp(0, 1)
-        image, target = work._ready(*(value[None] for value in work.views.pair(large)))
+        image, target = work._ready(*work.views.pairs(large))
         with torch.no_grad():
             told.append(work.network.eval()(image)[0].flatten(1).T)
         wanted.append(target[0].flatten(1).T)

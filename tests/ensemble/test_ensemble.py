@@ -235,6 +235,17 @@ def test_half_precision_in_the_store_costs_digits_and_no_verdict(parts: ImageSet
     assert torch.equal(found.alarm, expected.alarm)
 
 
+def test_what_is_fitted_judges_in_full_precision_within_autocast(parts: ImageSet, store: Path) -> None:
+    ensemble = fitted(small_config(), parts, store)
+    taps = dict(ensemble.eyes(images(ensemble, parts.test)))
+    expected = ensemble.predict_taps(taps)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = ensemble.predict_taps(taps)
+        assert ensemble.predict(images(ensemble, parts.test)).score.dtype == torch.float32
+    assert torch.equal(found.score, expected.score)
+    assert torch.equal(found.map, expected.map)
+
+
 def test_a_second_fit_forgets_the_first(parts: ImageSet, store: Path, tmp_path: Path) -> None:
     others = read_image_set(draw_parts(tmp_path / "others", train=8, seed=3))
     once = fitted(small_config(), parts, store)
