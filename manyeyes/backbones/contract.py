@@ -172,7 +172,7 @@ def check_images(images: Tensor) -> None:
         raise ShapeError(f"images: expected floating point in [0, 1], got {images.dtype}; divide 8-bit images by 255")
     if not images.numel():
         raise ShapeError(f"images: expected at least one image of one pixel, got {tuple(images.shape)}")
-    low, high = (float(v) for v in torch.aminmax(images))
+    low, high = torch.stack(torch.aminmax(images)).tolist()
     if not (low >= -1e-4 and high <= 1 + 1e-4):  # also catches NaN
         raise DataError(f"images: expected finite values in [0, 1], got {low:.3g} to {high:.3g}")
 

@@ -371,10 +371,10 @@ class Ensemble(Fitted):
         """Mean of the heads' normalised maps, on the canvas and blurred. Shapes: {head: (b, h, w)} -> (b, H, W)."""
         grids = [tuple(value.shape[1:]) for value in maps.values()]
         grid = (max(h for h, _ in grids), max(w for _, w in grids))
-        total = torch.zeros(())
+        total = torch.zeros((), device=next(iter(maps.values())).device)
         for name, value in maps.items():
             normal = cast(ScoreNormaliser, self.map_normalisers[name]).transform(value)
-            total = total.to(value.device) + to_grid(normal[:, None], grid)
+            total = total + to_grid(normal[:, None], grid)
         return spread(total[:, 0] / len(maps), self.canvas, self.config.blur * min(self.canvas))
 
     @torch.inference_mode()
@@ -385,12 +385,12 @@ class Ensemble(Fitted):
         """
         if not self.is_fitted:
             raise NotFittedError("the ensemble was used before fit; call fit, or load a run")
-        for key, value in taps.items():
-            if not all_finite(value):
-                raise DataError(
-                    f"features {key}: not finite; the picture or the weights may be broken, or the trunk's values too "
-                    "large for half precision: try --precision float32"
-                )
+        if not all_finite(*taps.values()):
+            key = next(key for key, value in taps.items() if not all_finite(value))
+            raise DataError(
+                f"features {key}: not finite; the picture or the weights may be broken, or the trunk's values too "
+                "large for half precision: try --precision float32"
+            )
         with full_precision(next(iter(taps.values())).device):
             return self._predicted(self.judge(taps))
 

@@ -25,10 +25,16 @@ def spread(maps: Tensor, canvas: Grid, sigma: float) -> Tensor:
     Shapes: (b, h, w) -> (b, *canvas). Equals F.interpolate and a padded convolution (tests/ensemble/test_spread.py).
     """
     rows, columns = (
-        axis(size, target, sigma).to(maps.device, maps.dtype)
+        axis_on(size, target, sigma, maps.device, maps.dtype)
         for size, target in zip(maps.shape[1:], canvas, strict=True)
     )
     return rows @ maps @ columns.T
+
+
+@lru_cache(maxsize=32)
+def axis_on(size: int, target: int, sigma: float, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """`axis` where the maps are: a copy to a GPU would be waited for at every batch."""
+    return axis(size, target, sigma).to(device, dtype)
 
 
 @lru_cache(maxsize=32)
