@@ -82,7 +82,10 @@ def save_run(
 
 
 def read_header(folder: str | Path) -> tuple[EnsembleConfig, dict[str, Any]]:
-    """The config and the details of a run. Raises: RunError if there is no whole run in the folder."""
+    """The config and the details of a run.
+
+    Raises: RunError if there is no whole run in the folder, or one whose config another version of this package wrote.
+    """
     path = Path(folder) / STATE
     if not path.exists():
         raise RunError(f"{folder}: holds no finished run (no {STATE}); train one with `manyeyes train`")
@@ -92,7 +95,13 @@ def read_header(folder: str | Path) -> tuple[EnsembleConfig, dict[str, Any]]:
         config, details = json.loads(header["config"]), json.loads(header["details"])
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise RunError(f"{path}: is no whole run ({error}); train it again") from None
-    return EnsembleConfig.parse(config, str(path)), details
+    try:
+        return EnsembleConfig.parse(config, str(path)), details
+    except ConfigError as error:
+        raise RunError(
+            f"{error}; manyeyes {details['environment']['manyeyes']} fitted this run, and this version declares "
+            "ensembles otherwise: train it again"
+        ) from None
 
 
 def load_run(folder: str | Path, device: torch.device | str = "cpu", pool: TrunkPool | None = None) -> Ensemble:

@@ -233,3 +233,13 @@ def test_an_unfitted_ensemble_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(NotFittedError):
         save_run(tmp_path / "run", Ensemble(small_config()), CPU, {})
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_another_version_is_named_as_such(run_copy: Path) -> None:
+    with safe_open(run_copy / STATE, framework="pt") as file:
+        header = file.metadata()
+    config = json.loads(header["config"])
+    config["heads"][0]["jitter"] = 1
+    save_file(load_file(run_copy / STATE), run_copy / STATE, metadata={**header, "config": json.dumps(config)})
+    with pytest.raises(RunError, match=r"jitter: unknown field.*manyeyes 0\.1\.0 fitted this run.*train it again"):
+        load_run(run_copy)
