@@ -47,7 +47,8 @@ def package_file() -> Path:
 
 
 def pdn_file(name: str) -> Path | None:
-    """A teacher that lies in this package (docs/pdn_small.md); None if there is none of this name."""
+    """A teacher that lies in this package, ``pdn_small`` or ``pdn_small.long`` (docs/pdn_small.md); None if there is
+    none of this name."""
     path = Path(__file__).parent / "pretrained" / f"{name}.safetensors"
     return path if path.is_file() else None
 

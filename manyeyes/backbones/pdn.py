@@ -34,6 +34,8 @@ CHANNELS = 384
 STRIDE = 4
 RECEPTIVE_FIELD = 33
 CENTRE = RECEPTIVE_FIELD / 2
+BUNDLED = {"bundled": "", "bundled-long": ".long"}
+"""What follows pdn_small in the file names of the teachers that come with the package (docs/pdn_small.md)."""
 """Position j of an unpadded map is centred at CENTRE + j * STRIDE px from the edge of the image."""
 
 # Kernel, width and padding (where padding is on) of each convolution; an average pool follows each of the first two.
@@ -89,7 +91,8 @@ class PdnTrunkConfig(Config):
     weights: str = Field(
         "bundled",
         min_length=1,
-        description="A path, a name looked for as pdn_<size>.<name> in MANYEYES_WEIGHTS, bundled (PDN-S), or random.",
+        description="A path, a name looked for as pdn_<size>.<name> in MANYEYES_WEIGHTS, bundled, bundled-long "
+        "(learned for longer; both PDN-S), or random.",
     )
     image_size: Size = Field(256, description="Input size in pixels: one number, or [height, width].")
     padding: bool = Field(False, description="Pad with zeros inside the network instead of mirroring the image.")
@@ -117,14 +120,15 @@ class PdnTrunkConfig(Config):
 
     def _find(self) -> Path:
         name, tried = f"pdn_{self.size}", "the package itself"
-        if self.weights == "bundled":
-            path: Path | None = pdn_file(name)
+        if self.weights in BUNDLED:
+            path: Path | None = pdn_file(name + BUNDLED[self.weights])
         else:
             path, tried = find_file(name, self.weights)
         if path is None:
             raise WeightsError(
                 f"{name}: weights {self.weights!r} were not found; tried {tried}; set weights to the path of a file "
-                f"(`manyeyes distill --size {self.size}` makes one), to bundled for size: small, or to random"
+                f"(`manyeyes distill --size {self.size}` makes one), to {' or '.join(BUNDLED)} for size: small, or to "
+                "random"
             )
         return path
 

@@ -200,11 +200,12 @@ def test_files_that_are_no_teacher_are_refused_in_words(tmp_path: Path) -> None:
         PdnTrunkConfig(weights=str(tmp_path / "other.safetensors")).build()
 
 
-def test_the_bundled_teacher_is_whole_and_small() -> None:
-    path = pdn_file("pdn_small")
+@pytest.mark.parametrize(("weights", "file"), [("bundled", "pdn_small"), ("bundled-long", "pdn_small.long")])
+def test_the_bundled_teachers_are_whole_and_small(weights: str, file: str) -> None:
+    path = pdn_file(file)
     assert path is not None, "the teacher belongs to the package"
     assert path.stat().st_size < 6e6
-    trunk = PdnTrunkConfig(image_size=64).build()
+    trunk = PdnTrunkConfig(weights=weights, image_size=64).build()
     assert trunk.weights_source == str(path)
     assert trunk(torch.rand(1, 3, 64, 64), ["teacher"])["teacher"].isfinite().all()
 
