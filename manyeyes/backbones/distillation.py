@@ -43,7 +43,10 @@ LAST = 0.1
 
 
 class DistillationConfig(Config):
-    """The defaults were chosen on a thousand pictures and one CPU core; more steps are always better."""
+    """The defaults were chosen on a thousand pictures and one CPU core.
+
+    More steps explain more of the pictures, which is not better on every part (docs/pdn_small.md, with values for a GPU).
+    """
 
     trunk: TimmTrunkConfig = Field(description="the trunk to learn from; its size is that of the large image")
     stages: tuple[int, ...] = Field((2, 3), min_length=1, description="stages of the trunk, 384 channels or more")
