@@ -45,7 +45,7 @@ LAST = 0.1
 class DistillationConfig(Config):
     """The defaults were chosen on a thousand pictures and one CPU core.
 
-    More steps explain more of the pictures, which is not better on every part (docs/pdn_small.md, with values for a GPU).
+    More steps explain more of the pictures, which is not better on every part; docs/pdn_small.md has values for a GPU.
     """
 
     trunk: TimmTrunkConfig = Field(description="the trunk to learn from; its size is that of the large image")
