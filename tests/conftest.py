@@ -17,17 +17,19 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from manyeyes.backbones import PatchCoreConfig, TimmTrunkConfig
+from manyeyes.backbones import EfficientAdConfig, EfficientAdTrunkConfig, PatchCoreConfig, TimmTrunkConfig
 from manyeyes.backbones.trunk import TimmTrunk
 from manyeyes.cli import main
-from manyeyes.data import Frame, ImageSet, read_image_set
-from manyeyes.ensemble import EnsembleConfig, MemberConfig, train_run
+from manyeyes.data import Frame, ImageBatches, ImageSet, Sample, read_image_set
+from manyeyes.ensemble import Ensemble, EnsembleConfig, MemberConfig, load_config, train_run
 from manyeyes.fusion import IndependentPcaConfig
 from manyeyes.heads import DiscriminatorConfig, GaussianConfig, MemoryBankConfig
+from manyeyes.progress import Silent
 
 # Tensors here are tiny: more threads would only wait for each other, and one thread gives the same bits every time.
 torch.set_num_threads(1)
 HEIGHT, WIDTH = 56, 64
+NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 FORKSERVER = multiprocessing.get_context("forkserver")
 # Imported once for all processes that tests start: torch and timm take seconds each.
 FORKSERVER.set_forkserver_preload(
@@ -92,6 +94,44 @@ def small_config(**fields: Any) -> EnsembleConfig:
         "validation": 0.4,
     }
     return EnsembleConfig(**(defaults | fields))
+
+
+def small_efficientad(preset: str, trunk: EfficientAdTrunkConfig, **fields: Any) -> EnsembleConfig:
+    """A preset of EfficientAD that looks through ``trunk``."""
+    config = load_config(preset)
+    members = []
+    for member in config.members:
+        assert isinstance(member.extractor, EfficientAdConfig)
+        extractor = member.extractor.model_copy(update={"trunk": trunk})
+        members.append(member.model_copy(update={"extractor": extractor}))
+    return config.model_copy(update={"members": tuple(members), "validation": 0.4} | fields)
+
+
+def placed(ensemble: Ensemble, samples: Sequence[Sample]) -> Tensor:
+    """All the pictures on the ensemble's canvas. Shapes: (n, 3, H, W)."""
+    frame = ensemble.config.frame.sized(ensemble.canvas)
+    return next(iter(ImageBatches(samples, frame, len(samples)))).images
+
+
+class Stopped(Exception):
+    pass
+
+
+class Interrupting(Silent):
+    """Stops a training after some steps; keeps what was said."""
+
+    def __init__(self, at: int | None = None) -> None:
+        self.at, self.said = at, list[str]()
+
+    def step(self, what: str) -> Callable[[int, int], None]:
+        def advance(done: int, total: int) -> None:
+            if done == self.at:
+                raise Stopped
+
+        return advance
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
 
 
 @pytest.fixture(scope="session")

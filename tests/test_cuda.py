@@ -5,17 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from conftest import small_config
+from conftest import NEEDS_CUDA, placed, small_config, small_efficientad
 from torch import Tensor
 
-from manyeyes.backbones import EfficientAdConfig, EfficientAdTrunkConfig, PdnTrunkConfig, TimmTrunkConfig, distillation
-from manyeyes.backbones.distillation import DistillationConfig, distil
+from manyeyes.backbones import EfficientAdTrunkConfig, PdnTrunkConfig, TimmTrunkConfig
 from manyeyes.backbones.student_schedule import Schedule, TrainingConfig
-from manyeyes.data import ImageBatches, ImageSet
+from manyeyes.data import ImageSet
 from manyeyes.device import Precision, resolve_device, trunk_precision
 from manyeyes.ensemble import Ensemble, EnsembleConfig, Prediction, load_config, load_run, train_run
 from manyeyes.experiments.compare import run_study
@@ -25,9 +23,8 @@ from manyeyes.fusion import GlobalPcaConfig
 from manyeyes.heads import SimpleNetConfig, UFlowHeadConfig, greedy_coreset
 from manyeyes.heads.flow_training import Schedule as FlowSchedule
 from manyeyes.heads.nearest import nearest_entries
-from manyeyes.progress import Silent
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+pytestmark = NEEDS_CUDA
 
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
 
@@ -42,10 +39,8 @@ def exact() -> None:
 
 
 def judged(ensemble: Ensemble, image_set: ImageSet, device: torch.device, precision: Precision) -> Prediction:
-    frame = ensemble.config.frame.sized(ensemble.canvas)
-    images = torch.cat([batch.images for batch in ImageBatches(image_set.test, frame, 4)])
     with trunk_precision(device, precision):
-        found = ensemble.to(device).predict(images.to(device))
+        found = ensemble.to(device).predict(placed(ensemble, image_set.test).to(device))
     return dataclasses.replace(found, score=found.score.cpu(), map=found.map.cpu())
 
 
@@ -78,15 +73,9 @@ def test_a_run_of_a_gpu_judges_the_same_on_a_cpu(parts: ImageSet, tmp_path: Path
 
 
 def efficientad() -> EnsembleConfig:
-    teacher = PdnTrunkConfig(weights="bundled", image_size=64)
     quick = TrainingConfig(schedule=Schedule(steps=3, crop=40, learning_rate=1e-3))
-    config = load_config("puad")
-    members = []
-    for member in config.members:
-        assert isinstance(member.extractor, EfficientAdConfig)
-        trunk = EfficientAdTrunkConfig(teacher=teacher, training=quick)
-        members.append(member.model_copy(update={"extractor": member.extractor.model_copy(update={"trunk": trunk})}))
-    return config.model_copy(update={"members": tuple(members), "validation": 0.4})
+    teacher = PdnTrunkConfig(weights="bundled", image_size=64)
+    return small_efficientad("puad", EfficientAdTrunkConfig(teacher=teacher, training=quick))
 
 
 def uflow() -> EnsembleConfig:
@@ -145,45 +134,3 @@ def test_a_coreset_is_drawn_where_the_points_are() -> None:
     found = greedy_coreset(points.to(GPU), 50, seed=0).cpu()
     assert len(found) == len(expected)
     assert len(set(found.tolist()) & set(expected.tolist())) > 40
-
-
-def distilling(**fields: Any) -> DistillationConfig:
-    trunk = TimmTrunkConfig(architecture="resnet10t", weights="random", size=96)
-    values = {"image_size": 48, "steps": 6, "crop": 40, "batch": 4, "reuse": 2, "views": 4, "refit": 4}
-    return DistillationConfig(trunk=trunk, size="medium", held_out=0.3, **(values | fields))
-
-
-def picture(number: int) -> Tensor:
-    return torch.rand(3, 70, 90, generator=torch.Generator().manual_seed(number))
-
-
-def test_a_teacher_distilled_there_is_that_of_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distillation, "CHECKPOINT_SECONDS", -1.0)
-    found = {
-        device.type: distil(distilling(), picture, 8, "eight", tmp_path / device.type, device, Silent())
-        for device in (CPU, GPU)
-    }
-    assert found["cuda"].overall == pytest.approx(found["cpu"].overall, abs=0.05)
-    assert next(found["cuda"].network.parameters()).device == CPU
-
-
-class Stopped(Exception):
-    pass
-
-
-class Interrupting(Silent):
-    def step(self, what: str) -> Callable[[int, int], None]:
-        def advance(done: int, total: int) -> None:
-            if done == 3:
-                raise Stopped
-
-        return advance
-
-
-def test_a_killed_distillation_goes_on_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distillation, "CHECKPOINT_SECONDS", -1.0)
-    whole = distil(distilling(), picture, 8, "eight", tmp_path / "whole", GPU, Silent())
-    with pytest.raises(Stopped):
-        distil(distilling(), picture, 8, "eight", tmp_path / "part", GPU, Interrupting())
-    resumed = distil(distilling(), picture, 8, "eight", tmp_path / "part", GPU, Silent())
-    assert resumed.overall == pytest.approx(whole.overall, abs=0.02)

@@ -25,7 +25,7 @@ from manyeyes.backbones.distillation_network import folded, improve_last, with_n
 from manyeyes.backbones.distillation_targets import Targets
 from manyeyes.backbones.distillation_views import Augmentation, Read, Views
 from manyeyes.backbones.pdn import CHANNELS, RECEPTIVE_FIELD, STRIDE, PdnSize, patch_description_network, positions
-from manyeyes.backbones.pixels import IMAGENET_MEAN, IMAGENET_STD, Size, as_grid
+from manyeyes.backbones.pixels import Pixels, Size, as_grid
 from manyeyes.backbones.trunk import TimmTrunkConfig
 from manyeyes.checkpoint import drawn_at, load_checkpoint, save_checkpoint
 from manyeyes.config import Config, Seed
@@ -161,7 +161,7 @@ class Distillation:
         self.optimiser = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
         self.mean = torch.zeros(CHANNELS, 1, 1, device=device)
         self.std = torch.ones(CHANNELS, 1, 1, device=device)
-        self.pixels = torch.tensor([IMAGENET_MEAN, IMAGENET_STD], device=device).view(2, 3, 1, 1)
+        self.pixels = Pixels(self.image_size).to(device)
 
     def run(self) -> Distilled:
         begun = load_checkpoint(self.checkpoint, self.identity, {"network": self.network}, self.optimiser)
@@ -245,8 +245,7 @@ class Distillation:
         return self._ready(torch.stack(images), torch.stack(targets))
 
     def _ready(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        mean, std = self.pixels
-        return (images.float() - mean) / std, (targets.float() - self.mean) / self.std
+        return self.pixels.normalise(images.float()), (targets.float() - self.mean) / self.std
 
     def _fresh(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Views that no step has seen, one by one."""

@@ -114,16 +114,11 @@ class Views:
     def _made(self, numbers: range) -> list[tuple[Tensor, Tensor]]:
         pictures = self._begun(numbers)
         self.ahead = self._begun(range(numbers.stop, numbers.stop + len(numbers)))
-        larges = [
-            self.augmentation(
-                pictures[number].result().to(self.device), self.targets.trunk.input_size, self._drawn(number)
-            )
-            for number in numbers
-        ]
+        size, larges = self.targets.trunk.input_size, []
+        for number in numbers:
+            picture = pictures[number].result().to(self.device)
+            larges.append(self.augmentation(picture, size, drawn_at(self.seed, VIEW, number)))
         return list(zip(*self.pairs(torch.cat(larges)), strict=True))
-
-    def _drawn(self, number: int) -> torch.Generator:
-        return drawn_at(self.seed, VIEW, number)
 
     def _begun(self, numbers: range) -> dict[int, Future[Tensor]]:
         """The pictures of these views, in reading."""

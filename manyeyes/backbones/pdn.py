@@ -34,9 +34,9 @@ CHANNELS = 384
 STRIDE = 4
 RECEPTIVE_FIELD = 33
 CENTRE = RECEPTIVE_FIELD / 2
+"""Position j of an unpadded map is centred at CENTRE + j * STRIDE px from the edge of the image."""
 BUNDLED = {"bundled": "", "bundled-long": ".long"}
 """What follows pdn_small in the file names of the teachers that come with the package (docs/pdn_small.md)."""
-"""Position j of an unpadded map is centred at CENTRE + j * STRIDE px from the edge of the image."""
 
 # Kernel, width and padding (where padding is on) of each convolution; an average pool follows each of the first two.
 LAYERS: dict[str, tuple[tuple[int, int, int], ...]] = {

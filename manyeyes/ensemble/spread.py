@@ -25,21 +25,17 @@ def spread(maps: Tensor, canvas: Grid, sigma: float) -> Tensor:
     Shapes: (b, h, w) -> (b, *canvas). Equals F.interpolate and a padded convolution (tests/ensemble/test_spread.py).
     """
     rows, columns = (
-        axis_on(size, target, sigma, maps.device, maps.dtype)
-        for size, target in zip(maps.shape[1:], canvas, strict=True)
+        axis(size, target, sigma, maps.device, maps.dtype) for size, target in zip(maps.shape[1:], canvas, strict=True)
     )
     return rows @ maps @ columns.T
 
 
 @lru_cache(maxsize=32)
-def axis_on(size: int, target: int, sigma: float, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """`axis` where the maps are: a copy to a GPU would be waited for at every batch."""
-    return axis(size, target, sigma).to(device, dtype)
+def axis(size: int, target: int, sigma: float, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """What resizing to ``target`` and blurring make of each unit vector, computed in float64. Shapes: (target, size).
 
-
-@lru_cache(maxsize=32)
-def axis(size: int, target: int, sigma: float) -> Tensor:
-    """What resizing to ``target`` and blurring make of each unit vector. Shapes: (target, size) float64."""
+    Kept where the maps are: a copy to a GPU would be waited for at every batch.
+    """
     unit = rearrange(torch.eye(size, dtype=torch.float64), "c h -> 1 c h 1").expand(-1, -1, -1, 2)
     resized = F.interpolate(unit, size=(target, 2), mode="bilinear", align_corners=False)[0, :, :, 0]
     if sigma > 0:
@@ -47,4 +43,4 @@ def axis(size: int, target: int, sigma: float) -> Tensor:
         kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=torch.float64) / sigma).square())
         padded = F.pad(resized[:, None], (reach, reach), mode="replicate")
         resized = F.conv1d(padded, (kernel / kernel.sum())[None, None])[:, 0]
-    return resized.T
+    return resized.T.to(device, dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import NEEDS_CUDA, Interrupting, Stopped
 from pydantic import ValidationError
 from sklearn.metrics import r2_score
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from manyeyes.backbones.pdn import CENTRE
 from manyeyes.errors import ConfigError, DataError, RunError
 from manyeyes.progress import Silent
 
-CPU = torch.device("cpu")
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
 GENTLE = Augmentation(zoom=0.5, turn=True, colour=0.3, grey=0.3)
 
 
@@ -164,8 +165,8 @@ def picture(number: int) -> Tensor:
     return torch.rand(3, 70, 90, generator=drawn(number))
 
 
-def views(seed: int = 0, kept: int = 3) -> Views:
-    return Views(picture, (0, 1, 2, 3, 4), Targets(Block(96), [2], (48, 48)), GENTLE, (48, 48), kept, seed)
+def views(seed: int = 0, kept: int = 3, together: int = 1) -> Views:
+    return Views(picture, (0, 1, 2, 3, 4), Targets(Block(96), [2], (48, 48)), GENTLE, (48, 48), kept, seed, together)
 
 
 def same(one: Sequence[tuple[Tensor, Tensor]], other: Sequence[tuple[Tensor, Tensor]]) -> bool:
@@ -213,8 +214,7 @@ def test_every_picture_is_seen_once_a_round() -> None:
 
 def test_views_made_together_are_the_same_views() -> None:
     one = views(kept=4)
-    several = Views(picture, (0, 1, 2, 3, 4), Targets(Block(96), [2], (48, 48)), GENTLE, (48, 48), 4, 0, together=3)
-    resumed = Views(picture, (0, 1, 2, 3, 4), Targets(Block(96), [2], (48, 48)), GENTLE, (48, 48), 4, 0, together=3)
+    several, resumed = views(kept=4, together=3), views(kept=4, together=3)
     for count in (1, 4, 7):
         several.advance_to(count)
     resumed.advance_to(7)
@@ -254,21 +254,10 @@ def small(**fields: Any) -> DistillationConfig:
     return DistillationConfig(**({"trunk": trunk, "size": "medium"} | values | fields))
 
 
-def run(config: DistillationConfig, checkpoint: Path, progress: Any = None, count: int = 5) -> Distilled:
-    return distil(config, picture, count, "five", checkpoint, CPU, progress or Silent())
-
-
-class Stopped(Exception):
-    pass
-
-
-class Interrupting(Silent):
-    def step(self, what: str) -> Callable[[int, int], None]:
-        def advance(done: int, total: int) -> None:
-            if what == "distilling" and done == 3:
-                raise Stopped
-
-        return advance
+def run(
+    config: DistillationConfig, checkpoint: Path, progress: Any = None, count: int = 5, device: torch.device = CPU
+) -> Distilled:
+    return distil(config, picture, count, "some", checkpoint, device, progress or Silent())
 
 
 def test_an_interrupted_distillation_ends_with_the_same_network(
@@ -278,7 +267,7 @@ def test_an_interrupted_distillation_ends_with_the_same_network(
     config = small(size="small", refit=0)
     whole = run(config, tmp_path / "whole")
     with pytest.raises(Stopped):
-        run(config, tmp_path / "part", Interrupting())
+        run(config, tmp_path / "part", Interrupting(3))
     resumed = run(config, tmp_path / "part")
     expected, found = whole.network.state_dict(), resumed.network.state_dict()
     assert expected.keys() == found.keys()
@@ -327,3 +316,25 @@ def test_a_last_step_that_spoils_the_network_leaves_nothing_behind(tmp_path: Pat
     with pytest.raises(DataError, match="the loss is not finite at step 1; lower learning_rate"):
         run(small(steps=1, refit=0, learning_rate=1e30, norms=False), checkpoint)
     assert not checkpoint.exists()
+
+
+IN_PAIRS = {"steps": 6, "batch": 4, "views": 4}
+"""Two views of each group are made in one pass of the trunk."""
+
+
+@NEEDS_CUDA
+def test_a_teacher_distilled_on_a_gpu_is_that_of_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distillation, "CHECKPOINT_SECONDS", -1.0)
+    here, there = (run(small(**IN_PAIRS), tmp_path / device.type, None, 8, device) for device in (CPU, GPU))
+    assert there.overall == pytest.approx(here.overall, abs=0.05)
+    assert next(there.network.parameters()).device == CPU
+
+
+@NEEDS_CUDA
+def test_a_killed_distillation_goes_on_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distillation, "CHECKPOINT_SECONDS", -1.0)
+    whole = run(small(**IN_PAIRS), tmp_path / "whole", None, 8, GPU)
+    with pytest.raises(Stopped):
+        run(small(**IN_PAIRS), tmp_path / "part", Interrupting(3), 8, GPU)
+    resumed = run(small(**IN_PAIRS), tmp_path / "part", None, 8, GPU)
+    assert resumed.overall == pytest.approx(whole.overall, abs=0.02)

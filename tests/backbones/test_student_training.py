@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import Interrupting, Stopped
 from torch import Tensor
 
 from manyeyes.backbones import EfficientAdTrunkConfig, PdnTrunkConfig, student_training
@@ -59,27 +60,6 @@ def same(one: EfficientAdTrunk, other: EfficientAdTrunk) -> bool:
 
 
 PICTURES = {"good": good(), "natural": natural()}
-
-
-class Stopped(Exception):
-    pass
-
-
-class Interrupting(Silent):
-    """Stops a training after some steps; keeps what was said."""
-
-    def __init__(self, at: int | None = None) -> None:
-        self.at, self.said = at, list[str]()
-
-    def step(self, what: str) -> Callable[[int, int], None]:
-        def advance(done: int, total: int) -> None:
-            if done == self.at:
-                raise Stopped
-
-        return advance
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
 
 
 def test_same_seed_same_student_another_seed_another() -> None:

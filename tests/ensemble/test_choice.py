@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import draw_parts, small_config, small_member
+from conftest import draw_parts, placed, small_config, small_member
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
@@ -351,5 +351,5 @@ def test_a_choice_with_a_member_whose_trunk_was_trained(tmp_path: Path) -> None:
     extractor = EfficientAdConfig.parse({"trunk": trunk, "maps": ["student_teacher_pooled"]})
     members = (small_member("one"), small_member("pooled", extractor=extractor, heads=(GaussianConfig(),), fuse=False))
     ensemble = train_run(auto(members=members), root, tmp_path / "run", device="cpu", batch_size=4)
-    images = next(iter(ImageBatches(root.test, ensemble.config.frame.sized(ensemble.canvas), 9))).images
+    images = placed(ensemble, root.test)
     assert torch.equal(load_run(tmp_path / "run").predict(images).score, ensemble.predict(images).score)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import draw_parts, save, small_member
+from conftest import draw_parts, placed, save, small_efficientad, small_member
 from torch import Tensor
 
 from manyeyes.backbones import EfficientAdConfig, EfficientAdTrunkConfig, PdnTrunkConfig
@@ -16,7 +16,6 @@ from manyeyes.backbones.efficientad_trunk import EfficientAdTrunk
 from manyeyes.backbones.student_schedule import Schedule, TrainingConfig
 from manyeyes.data import Frame, ImageBatches, ImageSet, paths_to_samples, read_image_set
 from manyeyes.ensemble import Ensemble, EnsembleConfig, Extraction, FeatureStore, fit_ensemble, load_run, train_run
-from manyeyes.ensemble.presets import load_config
 from manyeyes.ensemble.trunks import train_trunks
 from manyeyes.errors import DataError, RunError
 from manyeyes.experiments.bench import Bench, Settings
@@ -32,27 +31,11 @@ def small_trunk(size: Any = 64, training: TrainingConfig = QUICK) -> EfficientAd
     return EfficientAdTrunkConfig(teacher=PdnTrunkConfig(weights="random", image_size=size), training=training)
 
 
-def small(preset: str, trunk: EfficientAdTrunkConfig, **fields: Any) -> EnsembleConfig:
-    """A preset whose EfficientAD is random, small and hardly trained."""
-    config = load_config(preset)
-    members = []
-    for member in config.members:
-        assert isinstance(member.extractor, EfficientAdConfig)
-        extractor = member.extractor.model_copy(update={"trunk": trunk})
-        members.append(member.model_copy(update={"extractor": extractor}))
-    return config.model_copy(update={"members": tuple(members), "validation": 0.4} | fields)
-
-
-def pictures(image_set: ImageSet, config: EnsembleConfig, ensemble: Ensemble) -> Tensor:
-    frame = config.frame.sized(ensemble.canvas)
-    return torch.cat([batch.images for batch in ImageBatches(image_set.test, frame, 4)])
-
-
 def test_puad_of_a_run_that_was_saved_and_loaded_says_the_same(parts: ImageSet, tmp_path: Path) -> None:
-    config = small("puad", small_trunk())
+    config = small_efficientad("puad", small_trunk())
     made = train_run(config, parts, tmp_path / "run", device="cpu", batch_size=4)
     loaded = load_run(tmp_path / "run")
-    images = pictures(parts, config, made)
+    images = placed(made, parts.test)
     expected, found = made.predict(images), loaded.predict(images)
     for one, other in ((expected.score, found.score), (expected.map, found.map), (expected.mask, found.mask)):
         assert torch.equal(one, other)
@@ -83,7 +66,7 @@ def test_the_map_is_highest_where_a_dot_is(size: tuple[int, int], tmp_path: Path
     for index in range(4):
         grain = rng.integers(126, 131, (H, W, 3)).astype(np.uint8)
         save(tmp_path / f"parts/train/good/{index}.png", grain)
-    config = small("efficientad", small_trunk(size), frame=Frame(size=size), blur=0.01)
+    config = small_efficientad("efficientad", small_trunk(size), frame=Frame(size=size), blur=0.01)
     ensemble = Ensemble(config)
     stays_with_good(ensemble.trainable[0], torch.full((1, 3, H, W), 0.5))  # type: ignore[arg-type]
     ensemble.look_again()
@@ -111,7 +94,7 @@ def test_members_that_share_a_training_are_trained_once_in_a_study(
         return fit(self, *arguments)
 
     monkeypatch.setattr(EfficientAdTrunk, "fit", counted)
-    configs = [small("efficientad", small_trunk()), small("puad", small_trunk())]
+    configs = [small_efficientad("efficientad", small_trunk()), small_efficientad("puad", small_trunk())]
     study = run_study(configs, [parts], tmp_path / "study", device="cpu", batch_size=4)
     assert len(trained) == 1
     alone, both = (cell.figures["heads"]["efficientad/efficientad"]["image_auroc"] for cell in study.cells)
@@ -124,7 +107,7 @@ def test_features_of_two_seeds_never_meet(parts: ImageSet, tmp_path: Path) -> No
     store = FeatureStore(tmp_path / "features")
     keys = set()
     for seed in (0, 1):
-        config = small("efficientad", small_trunk(), seed=seed)
+        config = small_efficientad("efficientad", small_trunk(), seed=seed)
         ensemble, _ = fit_ensemble(config, parts, Extraction(store, CPU, 4))
         keys |= set(ensemble.tap_keys())
         for key in ensemble.tap_keys():
@@ -134,7 +117,7 @@ def test_features_of_two_seeds_never_meet(parts: ImageSet, tmp_path: Path) -> No
 
 
 def test_maps_of_the_student_and_of_the_teacher_enter_a_fused_map(parts: ImageSet, tmp_path: Path) -> None:
-    config = small("efficientad", small_trunk())
+    config = small_efficientad("efficientad", small_trunk())
     eye = config.members[0]
     extractor = EfficientAdConfig(trunk=small_trunk(), maps=("student_teacher", "teacher"))
     eyes = eye.model_copy(update={"name": "both", "extractor": extractor, "heads": (), "fuse": True})
@@ -148,14 +131,14 @@ def test_maps_of_the_student_and_of_the_teacher_enter_a_fused_map(parts: ImageSe
         }
     )
     ensemble, _ = fit_ensemble(config, parts, Extraction(FeatureStore(tmp_path), CPU, 4))
-    found = ensemble.predict(pictures(parts, config, ensemble))
+    found = ensemble.predict(placed(ensemble, parts.test))
     assert {"fused/memory_bank", "efficientad/efficientad"} <= set(found.heads)
     assert found.score.isfinite().all()
 
 
 @pytest.fixture
 def untrained() -> tuple[Ensemble, Frame]:
-    ensemble = Ensemble(small("efficientad", small_trunk()))
+    ensemble = Ensemble(small_efficientad("efficientad", small_trunk()))
     return ensemble, ensemble.config.frame.sized(ensemble.canvas)
 
 
@@ -163,7 +146,7 @@ def test_penalty_pictures_are_part_of_what_names_a_training(parts: ImageSet, tmp
     photographs = draw_parts(tmp_path / "photographs", train=2, good=0, defective=0)
     training = QUICK.model_copy(update={"penalty": str(photographs)})
     for _ in range(2):
-        ensemble = Ensemble(small("efficientad", small_trunk(training=training)))
+        ensemble = Ensemble(small_efficientad("efficientad", small_trunk(training=training)))
         frame = ensemble.config.frame.sized(ensemble.canvas)
         train_trunks(ensemble, parts.train, frame, tmp_path / "trained", False, Silent())
         save(photographs / "another.png", np.full((40, 40, 3), 7, np.uint8))
@@ -173,7 +156,7 @@ def test_penalty_pictures_are_part_of_what_names_a_training(parts: ImageSet, tmp
 def test_penalty_pictures_are_part_of_what_names_a_cell(parts: ImageSet, tmp_path: Path) -> None:
     photographs = draw_parts(tmp_path / "photographs", train=2, good=0, defective=0)
     training = QUICK.model_copy(update={"penalty": str(photographs)})
-    config = small("efficientad", small_trunk(training=training))
+    config = small_efficientad("efficientad", small_trunk(training=training))
     folders = []
     for _ in range(2):
         plan = plan_study([config], [parts], [0], 0, Bench(Settings(tmp_path / "study")))
@@ -183,7 +166,7 @@ def test_penalty_pictures_are_part_of_what_names_a_cell(parts: ImageSet, tmp_pat
 
 
 def test_equal_training_pictures_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
-    config = small("efficientad", small_trunk())
+    config = small_efficientad("efficientad", small_trunk())
     for index in range(6):
         save(tmp_path / "equal" / "train" / "good" / f"{index}.png", np.full((40, 40, 3), 120, np.uint8))
     with pytest.raises(DataError, match="training pictures are equal"):
@@ -198,7 +181,9 @@ def test_a_penalty_folder_without_pictures_is_refused_before_anything_is_trained
     (tmp_path / "empty").mkdir()
     training = QUICK.model_copy(update={"penalty": str(tmp_path / folder)})
     with pytest.raises(DataError, match=f"{folder}: (does not exist|holds no picture)"):
-        train_run(small("efficientad", small_trunk(training=training)), parts, tmp_path / "run", device="cpu")
+        train_run(
+            small_efficientad("efficientad", small_trunk(training=training)), parts, tmp_path / "run", device="cpu"
+        )
 
 
 def test_a_kept_training_that_is_broken_is_named(
@@ -228,7 +213,7 @@ def test_a_training_that_is_found_costs_what_it_cost(
 
 def test_one_training_picture_beside_one_for_the_threshold(tmp_path: Path) -> None:
     root = draw_parts(tmp_path / "parts", train=2, good=1, defective=1)
-    config = small("efficientad", small_trunk())
+    config = small_efficientad("efficientad", small_trunk())
     ensemble = train_run(config, read_image_set(root), tmp_path / "run", device="cpu")
     frame = config.frame.sized(ensemble.canvas)
     for batch in ImageBatches(paths_to_samples([root / "test"]), frame, 2):

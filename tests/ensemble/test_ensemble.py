@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import draw_parts, save, small_config, small_member, small_trunk
+from conftest import draw_parts, placed, save, small_config, small_member, small_trunk
 from torch import Tensor
 
 from manyeyes.backbones import PatchCoreConfig, TimmConfig, TrunkPool
 from manyeyes.backbones.trunk import TimmTrunk
-from manyeyes.data import ImageBatches, ImageSet, Sample, read_image_set
+from manyeyes.data import ImageBatches, ImageSet, read_image_set
 from manyeyes.ensemble import Ensemble, EnsembleConfig, Extraction, FeatureStore, Prediction, fit_ensemble
 from manyeyes.ensemble.reading import require_difference
 from manyeyes.ensemble.store import StoredTaps
@@ -49,14 +49,9 @@ def fitted(config: EnsembleConfig, image_set: ImageSet, folder: Path, **options:
     return fit_ensemble(config, image_set, extraction(folder), **options)[0]
 
 
-def images(ensemble: Ensemble, samples: tuple[Sample, ...]) -> Tensor:
-    frame = ensemble.config.frame.sized(ensemble.canvas)
-    return next(iter(ImageBatches(samples, frame, len(samples)))).images
-
-
 def scored(config: EnsembleConfig, image_set: ImageSet, folder: Path) -> Prediction:
     ensemble = fitted(config, image_set, folder)
-    return ensemble.predict(images(ensemble, image_set.test))
+    return ensemble.predict(placed(ensemble, image_set.test))
 
 
 @pytest.fixture
@@ -68,7 +63,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @every_fusion
 def test_every_fusion_sees_the_holes(config: EnsembleConfig, parts: ImageSet, store: Path) -> None:
     ensemble = fitted(config, parts, store)
-    prediction = ensemble.predict(images(ensemble, parts.test))
+    prediction = ensemble.predict(placed(ensemble, parts.test))
     assert len(prediction) == 9
     assert prediction.map.shape == prediction.mask.shape == (9, 64, 64)
     assert list(prediction.heads) == ensemble.names
@@ -85,7 +80,7 @@ def test_every_fusion_sees_the_holes(config: EnsembleConfig, parts: ImageSet, st
 @every_fusion
 def test_a_batch_scores_as_its_images_one_by_one(config: EnsembleConfig, parts: ImageSet, store: Path) -> None:
     ensemble = fitted(config, parts, store)
-    batch = images(ensemble, parts.test)
+    batch = placed(ensemble, parts.test)
     together = ensemble.predict(batch)
     alone = Prediction.cat([ensemble.predict(image[None]) for image in batch.flip(0)])
     torch.testing.assert_close(alone.score.flip(0), together.score, rtol=1e-4, atol=1e-4)
@@ -132,7 +127,7 @@ def test_each_trunk_runs_once_per_batch_whatever_is_fitted(
     fitted(small_config(members=members, seed=1, fusion=GlobalPcaConfig(components=8)), parts, tmp_path)
     assert sum(seen.values()) == 6, "another seed and another fusion read the store"
     seen.clear()
-    ensemble.predict(images(ensemble, parts.test))
+    ensemble.predict(placed(ensemble, parts.test))
     assert list(seen.values()) == [1, 1]
 
 
@@ -220,7 +215,7 @@ def test_fit_on_stored_taps_equals_fit_without_a_store(fusion: str, parts: Image
         for samples in split(parts, config)
     )
     without.fit(train, validation)
-    batch = images(stored, parts.test)
+    batch = placed(stored, parts.test)
     torch.testing.assert_close(stored.predict(batch).score, without.predict(batch).score, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(stored.score_threshold_, without.score_threshold_, rtol=1e-3, atol=1e-3)
 
@@ -229,7 +224,7 @@ def test_half_precision_in_the_store_costs_digits_and_no_verdict(parts: ImageSet
     config = FUSIONS["score_level"].model_copy(update={"store": "float32"})
     precise = fit_ensemble(config, parts, Extraction(FeatureStore(tmp_path, "float32"), CPU, 4))[0]
     half = fitted(FUSIONS["score_level"], parts, store)
-    batch = images(precise, parts.test)
+    batch = placed(precise, parts.test)
     found, expected = half.predict(batch), precise.predict(batch)
     torch.testing.assert_close(found.score, expected.score, rtol=0.1, atol=0.5)
     assert torch.equal(found.alarm, expected.alarm)
@@ -237,11 +232,11 @@ def test_half_precision_in_the_store_costs_digits_and_no_verdict(parts: ImageSet
 
 def test_what_is_fitted_judges_in_full_precision_within_autocast(parts: ImageSet, store: Path) -> None:
     ensemble = fitted(small_config(), parts, store)
-    taps = dict(ensemble.eyes(images(ensemble, parts.test)))
+    taps = dict(ensemble.eyes(placed(ensemble, parts.test)))
     expected = ensemble.predict_taps(taps)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = ensemble.predict_taps(taps)
-        assert ensemble.predict(images(ensemble, parts.test)).score.dtype == torch.float32
+        assert ensemble.predict(placed(ensemble, parts.test)).score.dtype == torch.float32
     assert torch.equal(found.score, expected.score)
     assert torch.equal(found.map, expected.map)
 
@@ -258,7 +253,7 @@ def test_a_second_fit_forgets_the_first(parts: ImageSet, store: Path, tmp_path: 
 
 def test_features_that_are_not_finite_are_no_verdict(parts: ImageSet, store: Path) -> None:
     ensemble = fitted(small_config(), parts, store)
-    taps = dict(ensemble.eyes(images(ensemble, parts.test)))
+    taps = dict(ensemble.eyes(placed(ensemble, parts.test)))
     key = next(iter(taps))
     taps[key] = taps[key].clone()
     taps[key][3, 0, 0, 0] = float("nan")
@@ -285,7 +280,7 @@ def test_members_with_unpicturable_heads_only(parts: ImageSet, store: Path) -> N
     members = (small_member("one", heads=(GaussianConfig(),)), small_member("two", 1, heads=(GaussianConfig(),)))
     config = small_config(members=members, fusion=ScoreLevelConfig(), heads=())
     ensemble = fitted(config, parts, store)
-    prediction = ensemble.predict(images(ensemble, parts.test))
+    prediction = ensemble.predict(placed(ensemble, parts.test))
     assert not ensemble.picturable
     assert set(prediction.branches) == {"unpicturable"}
     assert not prediction.map.any()
@@ -298,7 +293,7 @@ def test_a_member_without_a_map_joins_at_score_level_and_the_run_says_so(parts: 
     members = (small_member("one", heads=()), small_member("whole", extractor=pooled, heads=(GaussianConfig(),)))
     ensemble = fitted(small_config(members=members), parts, store)
     assert "member 'whole' has no feature map to fuse; it joins the score at score level instead" in ensemble.notes
-    prediction = ensemble.predict(images(ensemble, parts.test))
+    prediction = ensemble.predict(placed(ensemble, parts.test))
     assert list(prediction.heads) == ["fused/discriminator", "fused/memory_bank", "whole/gaussian"]
     assert set(prediction.members) == {"whole"}
 
@@ -326,7 +321,7 @@ def test_pictures_of_unlike_sizes(tmp_path: Path) -> None:
         save(tmp_path / f"parts/{index}.png", values.numpy())
     image_set = read_image_set(tmp_path / "parts")
     ensemble = fitted(small_config(), image_set, tmp_path / "features")
-    prediction = ensemble.predict(images(ensemble, image_set.train))
+    prediction = ensemble.predict(placed(ensemble, image_set.train))
     assert torch.isfinite(prediction.score).all()
     assert prediction.map.shape == (6, 64, 64)
 
@@ -355,7 +350,7 @@ def test_one_and_two_training_pictures(tmp_path: Path) -> None:
     ensemble = fitted(banks, pair, tmp_path / "features")
     assert any("only 1 validation normals" in note for note in ensemble.notes)
     assert float(ensemble.guaranteed_rate_) == pytest.approx(0.5)
-    assert torch.isfinite(ensemble.predict(images(ensemble, pair.test)).score).all()
+    assert torch.isfinite(ensemble.predict(placed(ensemble, pair.test)).score).all()
     with pytest.raises(DataError, match=r"gaussian: expected at least 2 normal images"):
         fitted(small_config(), pair, tmp_path / "features")
 
@@ -373,7 +368,7 @@ def test_combiners_that_learn_from_labels(parts: ImageSet, store: Path) -> None:
         with pytest.raises(DataError, match=r"stacking_logistic learns from labelled pictures: .*--labelled"):
             fitted(config, parts, store, labelled=labelled)
     ensemble = fitted(config, parts, store, labelled=parts)
-    prediction = ensemble.predict(images(ensemble, parts.test))
+    prediction = ensemble.predict(placed(ensemble, parts.test))
     assert prediction.score[:5].max() < prediction.score[5:].min()
     with pytest.raises(DataError, match=r"good and defective images to fit a combiner on, got only good ones"):
         fitted(config, parts, store, labelled=ImageSet("x", parts.root, "folder", parts.train, (), parts.test[:5]))
@@ -407,5 +402,5 @@ def test_taps_of_a_subset_are_those_of_its_pictures(parts: ImageSet, store: Path
     whole = torch.cat([batch[key] for batch in taps])
     some = torch.cat([batch[key] for batch in taps.subset([7, 0, 3]).only([key])])
     assert torch.equal(some, whole[[7, 0, 3]])
-    expected = ensemble.eyes(images(ensemble, parts.train))[key]
+    expected = ensemble.eyes(placed(ensemble, parts.train))[key]
     torch.testing.assert_close(whole, expected, rtol=2e-3, atol=1e-3)

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import draw_parts, small_config, small_member
+from conftest import draw_parts, placed, small_config, small_member
 from torch import Tensor
 
 from manyeyes.backbones import TimmTrunkConfig, UFlowConfig
 from manyeyes.backbones.uflow import ScalesConfig
-from manyeyes.data import ImageBatches, ImageSet, ground_truth_mask, read_image_set
-from manyeyes.ensemble import Ensemble, EnsembleConfig, MemberConfig, load_run, train_run
+from manyeyes.data import ImageSet, ground_truth_mask, read_image_set
+from manyeyes.ensemble import EnsembleConfig, MemberConfig, load_run, train_run
 from manyeyes.fusion import ScoreLevelConfig
 from manyeyes.heads import AContrarioConfig, GaussianConfig, HeadConfig, MemoryBankConfig, UFlowHeadConfig
 from manyeyes.heads.flow_training import Schedule
@@ -59,10 +59,6 @@ def flow_run(parts: ImageSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def pictures(parts: ImageSet, ensemble: Ensemble) -> Tensor:
-    return next(iter(ImageBatches(parts.test, ensemble.config.frame.sized(ensemble.canvas), 20))).images
-
-
 def truth(parts: ImageSet) -> Tensor:
     """On the canvas of 64 x 64; the parts are 56 x 64."""
     masks = [torch.from_numpy(np.asarray(ground_truth_mask(sample), dtype=np.float32)) for sample in parts.test]
@@ -71,7 +67,7 @@ def truth(parts: ImageSet) -> Tensor:
 
 def test_a_flow_marks_the_hole_and_leaves_good_parts_alone(flow_run: Path, parts: ImageSet) -> None:
     ensemble = load_run(flow_run)
-    prediction = ensemble.predict(pictures(parts, ensemble))
+    prediction = ensemble.predict(placed(ensemble, parts.test))
     labels = torch.tensor([sample.label for sample in parts.test])
     assert prediction.mask.dtype == torch.bool
     assert prediction.mask.shape == prediction.map.shape
@@ -85,7 +81,7 @@ def test_a_flow_marks_the_hole_and_leaves_good_parts_alone(flow_run: Path, parts
 
 def test_the_mask_is_that_of_the_latents_and_survives_saving(flow_run: Path, parts: ImageSet) -> None:
     ensemble, again = load_run(flow_run), load_run(flow_run)
-    images = pictures(parts, ensemble)
+    images = placed(ensemble, parts.test)
     prediction = ensemble.predict(images)
     assert torch.equal(prediction.mask, again.predict(images).mask)
     assert ensemble.a_contrario is not None
@@ -103,7 +99,7 @@ def test_any_head_that_draws_a_map_may_have_it(fused: bool, parts: ImageSet, tmp
     options: dict[str, Any] = {} if fused else {"fusion": ScoreLevelConfig(), "heads": ()}
     config = small_config(members=members, mask=AContrarioConfig(windows=(3, 5)), **options)
     ensemble = train_run(config, parts, tmp_path / "run", device="cpu", batch_size=4)
-    images = pictures(parts, ensemble)
+    images = placed(ensemble, parts.test)
     found = load_run(tmp_path / "run").predict(images).mask
     assert torch.equal(found, ensemble.predict(images).mask)
     labels, holes = torch.tensor([sample.label for sample in parts.test]), truth(parts)
@@ -116,14 +112,14 @@ def test_an_ensemble_without_maps_marks_nothing(parts: ImageSet, tmp_path: Path)
     config = small_config(members=members, fusion=ScoreLevelConfig(), heads=(), mask=A_CONTRARIO)
     ensemble = train_run(config, parts, tmp_path / "run", device="cpu")
     assert ensemble.a_contrario is None
-    assert not load_run(tmp_path / "run").predict(pictures(parts, ensemble)).mask.any()
+    assert not load_run(tmp_path / "run").predict(placed(ensemble, parts.test)).mask.any()
 
 
 @pytest.mark.parametrize("extractor", [resnet(1, 2, 3), cait_pair()], ids=["resnet pyramid", "cait pair"])
 def test_both_extractors_feed_a_flow(extractor: UFlowConfig, parts: ImageSet, tmp_path: Path) -> None:
     quick = FLOW.model_copy(update={"training": Schedule(steps=20, batch=4)})
     ensemble = train_run(alone(extractor, quick), parts, tmp_path / "run", device="cpu")
-    images = pictures(parts, ensemble)
+    images = placed(ensemble, parts.test)
     prediction = ensemble.predict(images)
     loaded = load_run(tmp_path / "run").predict(images)
     assert torch.equal(prediction.map, loaded.map)
