@@ -20,7 +20,8 @@ from manyeyes.backbones import FeatureExtractor
 from manyeyes.ensemble.config import head_names
 from manyeyes.ensemble.memory import Memory, fit_anew
 from manyeyes.ensemble.reading import Embeddings, Reading, Taps, TapSource
-from manyeyes.errors import NotFittedError, ShapeError
+from manyeyes.errors import DataError, NotFittedError, ShapeError
+from manyeyes.files import source_digest
 from manyeyes.fusion import Folded, Fusion, FusionConfig, KnownMoments
 from manyeyes.heads import HeadConfig
 from manyeyes.heads.contract import MapHead, Pyramid, PyramidHead, VectorHead
@@ -200,15 +201,28 @@ class Branch(nn.Module):
                 if isinstance(head, PyramidHead):
                     head.calibrate(self.pyramids(taps))
 
+    def left_out(self, taps: TapSource, members: Tensor) -> dict[str, Tensor]:
+        """Scores of the normals of `calibrate` without each group of them, for the heads that it has adjusted.
+
+        Shapes: number of each image's group (n,) -> {head: (groups, n)}.
+        """
+        found = {}
+        for name, head in self.heads.items():
+            if isinstance(head, PyramidHead) and (scores := head.left_out(self.pyramids(taps), members)) is not None:
+                found[name] = scores
+        return found
+
     def checkpoints(self, taps: TapSource, seed: int) -> dict[str, Path]:
-        """Where the long fits of heads on the pyramid keep their state; other pictures, seeds or configs, other files.
+        """Where the long fits of heads on the pyramid keep their state; one file for each list of pictures, seed,
+        config and version of the code.
 
         Empty where the taps are kept nowhere.
         """
         files = {}
         for name, config in zip(self.names, self.head_configs, strict=True):
             if config.reads == "pyramid" and taps.scratch is not None:
-                text = f"{config.fingerprint()}|{self.spatial_specs}|{taps.fingerprint}|{seed}"
+                code = source_digest("heads", "checkpoint.py")
+                text = f"{config.fingerprint()}|{self.spatial_specs}|{taps.fingerprint}|{seed}|{code}"
                 key = hashlib.sha256(text.encode()).hexdigest()[:16]
                 files[name] = taps.scratch / f"{name.replace('/', '-')}.{key}.checkpoint"
         return files
@@ -230,7 +244,10 @@ class Branch(nn.Module):
                 vectors.append(pooled(raw))
             return self.pyramid(raw)
 
-        cast(Fusion, self.fusion).fit(Reading(taps, look), known)
+        try:
+            cast(Fusion, self.fusion).fit(Reading(taps, look), known)
+        except DataError as error:
+            raise DataError(f"{self.name}: {error}") from None
         return vectors
 
     def load_fitted(self, state: Mapping[str, Tensor], prefix: str) -> None:

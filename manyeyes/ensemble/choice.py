@@ -9,7 +9,8 @@ Pure arithmetic on scores; manyeyes.ensemble.choosing brings the scores and carr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,16 @@ class Evidence:
     def __post_init__(self) -> None:
         if not self.groups:
             raise DataError("a choice needs at least one made defect")
+
+    @property
+    def normals(self) -> int:
+        """n."""
+        return len(next(iter(self.normal.values())))
+
+    @cached_property
+    def proxies(self) -> dict[str, dict[str, float]]:
+        """By head, see `proxies`."""
+        return {name: proxies(self.normal[name], self.made[name], self.groups) for name in self.normal}
 
 
 @dataclass(frozen=True)
@@ -157,31 +168,31 @@ def weak_members(config: EnsembleConfig, evidence: Evidence) -> frozenset[str]:
     return frozenset(weak - entering if entering <= weak else weak)
 
 
-def choose(config: EnsembleConfig, evidence: Evidence) -> Choice:
-    """Weights for every candidate, then the candidate with the best proxy; a dearer one must be better by `MARGIN`.
+@dataclass(frozen=True)
+class Weighed:
+    """Heads of a candidate: all of them, and those kept with their weights."""
 
-    Candidates without a head that judges them, because no member has a map, are left out.
-    Raises: DataError if there is no made defect; ConfigError if no candidate is left.
-    """
+    all: tuple[str, ...]
+    kept: dict[str, float]
+
+
+def best_candidate(
+    config: EnsembleConfig, evidence: Evidence
+) -> tuple[FusionConfig, dict[str, float], dict[str, Weighed]]:
+    """The candidate with the best proxy, its heads' weights, and the heads of all candidates by kind. See `choose`."""
     assert isinstance(config.fusion, AutoConfig)
-    by_head = {name: proxies(evidence.normal[name], evidence.made[name], evidence.groups) for name in evidence.normal}
+    by_head, drawn = evidence.proxies, _picturable(config)
     members = [member for member in config.members if member.name not in evidence.weak]
     own = [name for member in members for name in head_names(member.name, member.heads)]
-    drawn = _picturable(config)
-    considered: dict[str, dict[str, dict[str, float]]] = {"members": {}, "strategies": {}}
-    for member in config.members:
-        if member.heads:
-            considered["members"][member.name] = dict.fromkeys(head_names(member.name, member.heads), 1.0)
+    weighed: dict[str, Weighed] = {}
     best: tuple[FusionConfig, dict[str, float], float] | None = None
     for candidate in config.fusion.candidates:
         names = [*(head_names(candidate.kind, config.heads) if candidate in config.fusion.fused else ()), *own]
         if not names or not all(name in by_head for name in names):
             continue
-        proxy = [by_head[name] for name in names]
-        weighed = weigh(proxy, len(evidence.normal[names[0]]), [name in drawn for name in names])
-        weights = _kept(names, weighed, by_head, drawn)
-        considered["strategies"][f"{candidate.kind}, equal weights"] = dict.fromkeys(names, 1.0)
-        considered["strategies"][candidate.kind] = weights
+        shares = weigh([by_head[name] for name in names], evidence.normals, [name in drawn for name in names])
+        weights = _kept(names, shares, by_head, drawn)
+        weighed[candidate.kind] = Weighed(tuple(names), weights)
         value = _judged(config, evidence, weights)["mean"]
         if best is None or value > best[2] + MARGIN:
             best = (candidate, weights, value)
@@ -190,7 +201,57 @@ def choose(config: EnsembleConfig, evidence: Evidence) -> Choice:
             "fusion.kind auto: no member has a feature map to fuse; add score_level to fusion.candidates, or a member "
             "with maps"
         )
-    candidate, weights, _ = best
+    return best[0], best[1], weighed
+
+
+def left_out_scores(
+    config: EnsembleConfig, evidence: Evidence, members: Array, apart: Mapping[str, Array] | None = None
+) -> Array:
+    """Scores of the normals for a threshold, each by what is chosen without it.
+
+    The choice prefers heads that put these very normals low, so that what is chosen with them puts them lower than new
+    ones, and a threshold from that alarms too often. What no choice can undo, the members that the fused maps were
+    fitted with, stays.
+
+    ``apart`` are scores that depend on who is left out, see `Ensemble.left_out`.
+    Shapes: number of each normal's group (n,), {head: (groups, n)} -> (n,).
+    """
+    apart = apart or {}
+    found = np.zeros(evidence.normals)
+    for group in range(int(members.max()) + 1):
+        inside = members == group
+        raw = {
+            name: apart[name][group] if apart and name in apart else scores for name, scores in evidence.normal.items()
+        }
+        others = replace(evidence, normal={name: scores[~inside] for name, scores in raw.items()})
+        others = replace(others, weak=weak_members(config, others))
+        _, weights, _ = best_candidate(config, others)
+        combined = combination(config, others.normal, rounded(weights))
+        found[inside] = combined({name: scores[inside] for name, scores in raw.items()})
+    return found
+
+
+def rounded(weights: Mapping[str, float]) -> dict[str, float]:
+    """As they stand in the config of what is chosen."""
+    return {name: round(weight, 3) for name, weight in weights.items()}
+
+
+def choose(config: EnsembleConfig, evidence: Evidence) -> Choice:
+    """Weights for every candidate, then the candidate with the best proxy; a dearer one must be better by `MARGIN`.
+
+    Candidates without a head that judges them, because no member has a map, are left out.
+    Raises: DataError if there is no made defect; ConfigError if no candidate is left.
+    """
+    by_head = evidence.proxies
+    members = [member for member in config.members if member.name not in evidence.weak]
+    considered: dict[str, dict[str, dict[str, float]]] = {"members": {}, "strategies": {}}
+    for member in config.members:
+        if member.heads:
+            considered["members"][member.name] = dict.fromkeys(head_names(member.name, member.heads), 1.0)
+    candidate, weights, weighed = best_candidate(config, evidence)
+    for kind, found in weighed.items():
+        considered["strategies"][f"{kind}, equal weights"] = dict.fromkeys(found.all, 1.0)
+        considered["strategies"][kind] = found.kept
     judged = {
         part: {label: _judged(config, evidence, weights) for label, weights in found.items()}
         for part, found in considered.items()
@@ -295,7 +356,8 @@ def resolved(
         own = keep(member.name, member.name, member.heads)
         if own or (heads and member.fuse and (entering is None or member.name in entering)):
             members.append(member.model_copy(update={"heads": own}))
-    combiner = PositiveSquareConfig(weights={name: round(weights[old], 3) for name, old in origin.items()})
+    final = rounded(weights)
+    combiner = PositiveSquareConfig(weights={name: final[old] for name, old in origin.items()})
     fusion = candidate if heads else ScoreLevelConfig()
     fields = {"members": tuple(members), "fusion": fusion, "heads": heads, "combiner": combiner}
     plain = EnsembleConfig.parse(config.model_copy(update=fields).model_dump(mode="json"), "chosen config")

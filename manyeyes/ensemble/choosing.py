@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
 from manyeyes.data import Sample
 from manyeyes.data.made import made_frame, make_defects
 from manyeyes.ensemble.branch import Branch
-from manyeyes.ensemble.choice import Array, Choice, Evidence, choose, verified, weak_members
-from manyeyes.ensemble.ensemble import Ensemble
+from manyeyes.ensemble.choice import Array, Choice, Evidence, choose, left_out_scores, verified, weak_members
+from manyeyes.ensemble.ensemble import FEWEST, Ensemble
 from manyeyes.ensemble.memory import Memory, fit_anew
 from manyeyes.ensemble.reading import TapSource
 from manyeyes.ensemble.store import StoredTaps, samples_fingerprint
@@ -104,7 +105,15 @@ def fit_and_choose(
     def kept(parts: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: parts[old] for name, old in choice.origin.items() if old in parts}
 
-    ensemble = narrowed(wide, choice).settle(validation, progress=progress, known=(kept(read), kept(maps)))
+    calibration = None
+    if len(samples) >= FEWEST:
+        members, apart = wide.left_out(validation)
+        evidence = Evidence(normal, spoilt, groups, entering)
+        held_out = left_out_scores(wide.config, evidence, members.numpy(), arrays(apart))
+        calibration = torch.from_numpy(held_out)
+    ensemble = narrowed(wide, choice).settle(
+        validation, progress=progress, known=(kept(read), kept(maps)), calibration=calibration
+    )
     ensemble.notes += choice.notes
     return Chosen(ensemble, choice, made, wide, normal)
 

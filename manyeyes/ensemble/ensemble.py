@@ -28,6 +28,8 @@ CAN_PROMISE = "validation normals can promise a false-alarm rate"
 PIXELS = 65_536
 """Pixels per head that the map normaliser sees; more change nothing that shows."""
 LEAVE_OUT_GROUPS = 64
+FEWEST = 3
+"""Validation normals without which no false-alarm rate is promised: none could be left out of its own normaliser."""
 DRAWN = 32
 """Validation maps drawn on the canvas at once."""
 
@@ -217,10 +219,12 @@ class Ensemble(Fitted):
         labelled: tuple[TapSource, Tensor] | None = None,
         progress: Progress | None = None,
         known: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None,
+        calibration: Tensor | None = None,
     ) -> Self:
         """Fit all that comes after the heads, which are fitted: normalisers, combiners, thresholds. See `fit`.
 
-        ``known`` is what `read` gives of ``validation``, where that is known already.
+        ``known`` is what `read` gives of ``validation``, where that is known already. ``calibration`` (n,) are scores
+        of ``validation`` for the threshold, each from all that was fitted without it; by default they are found here.
         """
         progress = progress or Silent()
         scores, maps = known or self.read(validation, progress.step("scoring validation normals"))
@@ -235,7 +239,11 @@ class Ensemble(Fitted):
             step = even_step(len(pixels), PIXELS, maps[name][0].numel())
             cast(ScoreNormaliser, normaliser).fit(pixels[::step])
         self._fit_combiners(scores, learned)
-        self._calibrate(scores, maps)
+        if calibration is None:
+            calibration = self.held_out(scores, *self.left_out(validation))
+        self.validation_scores_ = calibration.float().cpu()
+        self.validation_peaks_ = self._peaks(maps) if maps else torch.zeros(1)
+        self._promise(self.config.threshold.false_alarm_rate)
         if self.a_contrario is not None:
             self.a_contrario.fit(Reading(validation, lambda taps: self._evidence(self.judge(taps))))
         return self
@@ -270,39 +278,49 @@ class Ensemble(Fitted):
         """Shapes: {head: (n,)} -> (n, k)."""
         return torch.stack([cast(ScoreNormaliser, self.normalisers[name]).transform(scores[name]) for name in names], 1)
 
-    def _calibrate(self, scores: dict[str, Tensor], maps: dict[str, Tensor]) -> None:
-        """Thresholds from validation normals, each scored with normalisers that have not seen it.
+    def left_out(self, validation: TapSource) -> tuple[Tensor, dict[str, Tensor]]:
+        """Groups of validation normals that are left out in turn, and the scores that depend on who is left out.
+
+        With fewer than `FEWEST` nobody is left out, because too few would be left.
+        Shapes: -> number of each picture's group (n,), {head: (groups, n)} for heads that were calibrated on them.
+        """
+        members = torch.arange(len(validation)) % LEAVE_OUT_GROUPS
+        found: dict[str, Tensor] = {}
+        for branch in self._branches() if len(members) >= FEWEST else ():
+            found |= branch.left_out(validation.only(branch.tap_keys), members)
+        return members, found
+
+    def held_out(self, scores: Mapping[str, Tensor], members: Tensor, apart: Mapping[str, Tensor]) -> Tensor:
+        """Scores of validation normals for the threshold, each with normalisers that have not seen it.
 
         A score normalised with its own image in the statistics is drawn towards normal, most on few images, and a
-        threshold from such scores alarms too often.
+        threshold from such scores alarms too often. ``members`` and ``apart`` as `left_out` gives them.
+        Shapes: {head: (n,)} -> (n,).
         """
-        rate = self.config.threshold.false_alarm_rate
-        n = len(next(iter(scores.values())))
-        groups = min(n, LEAVE_OUT_GROUPS)
-        left_out = torch.zeros(n)
-        members = torch.arange(n) % groups
-        for group in range(groups if n > 2 else 0):
+        if len(members) < FEWEST:  # one normal has no spread
+            return self.combine(self._normalised(scores, self.names))
+        left_out = torch.zeros(len(members))
+        for group in range(int(members.max()) + 1):
             inside, outside = members == group, members != group
             columns = []
             for name in self.names:
-                normaliser = self.config.normaliser.build().to(scores[name].device).fit(scores[name][outside])
-                columns.append(normaliser.transform(scores[name][inside]))
+                raw = apart[name][group] if name in apart else scores[name]
+                normaliser = self.config.normaliser.build().to(raw.device).fit(raw[outside])
+                columns.append(normaliser.transform(raw[inside]))
             left_out[inside] = self.combine(torch.stack(columns, 1)).float().cpu()
-        if n <= 2:
-            left_out = self.combine(self._normalised(scores, self.names)).float().cpu()
-            self.notes.append(f"only {n} validation normals: the threshold is a guess; give more good pictures")
-        self.validation_scores_ = left_out
-        self.validation_peaks_ = self._peaks(maps) if maps else torch.zeros(1)
-        self._promise(rate)
+        return left_out
 
     def _promise(self, rate: float) -> None:
         """Thresholds of score and mask for a false-alarm rate, and a note where it cannot be promised."""
         threshold, guaranteed = conformal_threshold(self.validation_scores_, rate)
+        n, needed = len(self.validation_scores_), max(FEWEST, int(1 / rate))
         self.notes = [note for note in self.notes if CAN_PROMISE not in note]
+        guaranteed = guaranteed if n >= FEWEST else 1.0
         if guaranteed > rate:
+            guess = "" if n >= FEWEST else " (the threshold is a guess)"
             self.notes.append(
-                f"{len(self.validation_scores_)} {CAN_PROMISE} of {guaranteed:.3f} at best, "
-                f"not {rate:.3f}; give at least {int(1 / rate)} validation normals"
+                f"{n} {CAN_PROMISE} of {guaranteed:.3f} at best, not {rate:.3f}{guess}; give at least {needed} "
+                "validation normals"
             )
         self.score_threshold_ = torch.tensor(threshold)
         self.guaranteed_rate_ = torch.tensor(guaranteed, dtype=torch.float64)
@@ -329,7 +347,8 @@ class Ensemble(Fitted):
             if not bool(moved.isfinite()):
                 raise ConfigError(f"threshold: expected a number, got {threshold}")
             self.score_threshold_ = moved
-            promised = guaranteed_rate(self.validation_scores_, threshold)
+            few = len(self.validation_scores_) < FEWEST
+            promised = 1.0 if few else guaranteed_rate(self.validation_scores_, threshold)
             self.guaranteed_rate_ = torch.tensor(promised, dtype=torch.float64)
             self.notes = [note for note in self.notes if CAN_PROMISE not in note]
         return self

@@ -98,6 +98,16 @@ class PyramidHead(Fitted, ABC):
         del pyramids
         return self
 
+    def left_out(self, pyramids: Iterable[Pyramid], members: Tensor) -> Tensor | None:
+        """Scores of the images of `calibrate`, once for each group of them as if it had not been in `calibrate`.
+
+        A threshold for a promised false-alarm rate needs scores that do not know the image that they are of. None where
+        nothing is adjusted, so that `score` is such a one.
+        Shapes: number of each image's group (n,) -> (groups, n).
+        """
+        del pyramids, members
+        return None
+
     @abstractmethod
     def judge(self, maps: Pyramid) -> tuple[Tensor, Tensor]:
         """The map, on a grid of the head's choice, and the image score.

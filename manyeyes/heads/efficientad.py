@@ -8,7 +8,7 @@ grid instead of the picture's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
@@ -81,8 +81,25 @@ class EfficientAdHead(PyramidHead):
         """Take the quantiles of pictures that nothing was trained on."""
         pixels = [thinned(batch[index] for batch in self._checked(pyramids)) for index in range(len(self.specs))]
         at = torch.tensor(self.config.quantiles, device=pixels[0].device)
-        self.low_, self.high_ = torch.stack([torch.quantile(values, at) for values in pixels], dim=1)
+        self.low_, self.high_ = torch.stack([torch.quantile(values[:, 0], at) for values in pixels], dim=1)
         return self
+
+    @torch.no_grad()
+    def left_out(self, pyramids: Iterable[Pyramid], members: Tensor) -> Tensor:
+        scales = []
+        for index in range(len(self.specs)):
+            values, images = thinned(batch[index] for batch in self._checked(pyramids)).unbind(1)
+            values, order = values.sort()
+            groups = members.to(values.device)[images[order].long()]
+            others = (values[groups != group] for group in range(int(members.max()) + 1))
+            scales.append(torch.stack([at_quantiles(part, self.config.quantiles) for part in others]))
+        low, high = torch.stack(scales, dim=2).unbind(1)
+        parts = []
+        for batch in pyramids:
+            maps = torch.cat(batch, dim=1).float()
+            each = zip(low, high, strict=True)
+            parts.append(torch.stack([scaled(maps, *limits).amax(dim=(1, 2)) for limits in each]))
+        return torch.cat(parts, dim=1)
 
     def _checked(self, pyramids: Iterable[Pyramid]) -> Iterator[Pyramid]:
         seen = 0
@@ -102,25 +119,41 @@ class EfficientAdHead(PyramidHead):
     def judge(self, maps: Pyramid) -> tuple[Tensor, Tensor]:
         self.require_fit()
         check_maps(maps, self.specs)
-        # Equal quantiles, as of constant maps, leave the map's own unit.
-        span = torch.where(self.high_ > self.low_, self.high_ - self.low_, torch.ones_like(self.low_))
-        scaled = UNIT * (torch.cat(maps, dim=1).float() - self.low_.view(-1, 1, 1)) / span.view(-1, 1, 1)
-        anomaly_map = scaled.mean(dim=1)
+        anomaly_map = scaled(torch.cat(maps, dim=1).float(), self.low_, self.high_)
         return anomaly_map, anomaly_map.amax(dim=(1, 2))
+
+
+def scaled(maps: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Mean of the maps, each on its own scale. Shapes: (b, k, h, w), 2 x (k,) -> (b, h, w)."""
+    # Equal quantiles, as of constant maps, leave the map's own unit.
+    span = torch.where(high > low, high - low, torch.ones_like(low))
+    return (UNIT * (maps - low.view(-1, 1, 1)) / span.view(-1, 1, 1)).mean(dim=1)
+
+
+def at_quantiles(values: Tensor, at: Sequence[float]) -> Tensor:
+    """As torch.quantile, of values in ascending order. Shapes: (n,) -> (len(at),)."""
+    places = torch.tensor([share * (len(values) - 1) for share in at], dtype=torch.float64, device=values.device)
+    below = places.long()
+    above = (below + 1).clamp(max=len(values) - 1)
+    return torch.lerp(values[below], values[above], (places - below).to(values))
 
 
 def thinned(batches: Iterable[Tensor]) -> Tensor:
     """All values, or a half, a quarter ... of them, evenly over the map, so that fewer than `MOST` are held.
 
-    Shapes: (b, c, h, w) each -> (n,). Raises: DataError if there is none.
+    Shapes: (b, c, h, w) each -> (n, 2): value, number of its image counted from 0. Raises: DataError if there is none.
     """
-    kept = Thinned(MOST)
+    kept, images = Thinned(MOST), 0
     shuffling = torch.Generator().manual_seed(0)
     for batch in batches:
         maps = batch.float().flatten(1)
         # Each map in an order of its own, or every 64th value would be the left border of every row.
         orders = [torch.randperm(maps.shape[1], generator=shuffling) for _ in maps]
-        kept.add(maps.gather(1, torch.stack(orders).to(maps.device)).flatten())
+        values = maps.gather(1, torch.stack(orders).to(maps.device))
+        # A float32 counts images exactly up to 16 million.
+        numbers = torch.arange(images, images + len(maps), device=maps.device).float()
+        kept.add(torch.stack([values, numbers[:, None].expand_as(values)], dim=2).flatten(0, 1))
+        images += len(maps)
     if not kept.held:
         raise DataError("head efficientad: expected maps of at least one good image, got none")
     return kept.all()

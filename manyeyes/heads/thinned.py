@@ -17,6 +17,8 @@ class Thinned:
     def add(self, rows: Tensor) -> None:
         """Shapes: (n, ...)."""
         part = rows[-self.seen % self.every :: self.every]
+        if self.every > 1:
+            part = part.clone()  # a view would keep all of its batch
         self.seen, self.held = self.seen + len(rows), self.held + len(part)
         self.parts.append(part)
         while self.held > self.most:

@@ -212,6 +212,7 @@ def test_rows_of_a_long_stream_are_thinned_evenly() -> None:
         kept.add(part)
     assert 50 <= len(kept.all()) <= 100
     assert torch.equal(kept.all(), stream[:: kept.every])
+    assert sum(part.untyped_storage().nbytes() for part in kept.parts) == 4 * kept.held, "what is left out is let go"
 
 
 def test_the_sample_of_a_single_picture_does_not_keep_its_map() -> None:
