@@ -38,7 +38,7 @@ def image_rows(repetitions: int) -> list[tuple[str, str, float, int, int]]:
             found["DeLong auroc"].append(delong.interval(*scores))
             for name in truth:
                 estimate = figures[name].value
-                found[name].append(interval(replicates(name, *scores, DRAWS, seed), estimate))
+                found[name].append(interval(replicates(name, *scores, DRAWS, seed), estimate, min(map(len, scores))))
         for name, intervals in found.items():
             value = truth[name.split()[-1]]
             label = name if name.startswith("DeLong") else f"bootstrap {name}"

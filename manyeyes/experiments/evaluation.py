@@ -25,9 +25,9 @@ from manyeyes.ensemble.verdicts import marked
 from manyeyes.errors import DataError
 from manyeyes.experiments.metrics import ImageStatistics, PixelStatistics, image_figures, summarise
 from manyeyes.experiments.metrics.figure import to_json
-from manyeyes.experiments.metrics.ground_truth import loco_groups, regions_of
+from manyeyes.experiments.metrics.ground_truth import loco_groups, regions_of, shared_size
 from manyeyes.experiments.tables import picture_row, write_csv
-from manyeyes.maps import to_grid
+from manyeyes.maps import Grid, to_grid
 from manyeyes.progress import Progress, Silent
 
 Judged = tuple[Prediction, Sequence[Sample]]
@@ -59,8 +59,8 @@ def measure(
 ) -> Evaluation:
     """Every figure of an ensemble's predictions on ``test``.
 
-    Maps are resized to the ground truth; a mask of another size than its picture decides. Good pictures count at their
-    own size. ``repetitions`` > 0 adds 95 % intervals.
+    Maps are resized to the ground truth; a mask of another size than its picture decides. Good pictures count at the
+    size that all masks share, else at their own. ``repetitions`` > 0 adds 95 % intervals.
     Raises: DataError if a score is not finite, or a mask is broken.
     """
     groups = loco_groups(tuple(test))
@@ -71,6 +71,7 @@ def measure(
     marks: list[float] = []
     threshold = float(ensemble.score_threshold_)
     has_pixels = ensemble.picturable and any(sample.regions for sample in test)
+    shared = shared_size(test) if has_pixels else None
     for prediction, samples in judged:
         names = [sample.path.name for sample in samples]
         scores = prediction.score.double().cpu().tolist()
@@ -82,9 +83,9 @@ def measure(
         thumbnails.append(to_grid(maps[:, None], THUMBNAIL)[:, 0].half().numpy())
         for index, sample in enumerate(samples):
             if has_pixels:
-                _measure_map(pixel, ensemble, prediction, index, sample, frame)
+                _measure_map(pixel, ensemble, prediction, index, sample, frame, shared)
             if not sample.label:
-                marks.append(float(prediction.mask[index].float().mean()))
+                marks.append(_marked_share(ensemble, prediction, index, sample, frame))
             pictures.append(
                 {
                     "path": str(sample.path),
@@ -144,13 +145,25 @@ def _exact_interval(count: int, total: int) -> list[float] | None:
 
 
 def _measure_map(
-    pixel: PixelStatistics, ensemble: Ensemble, prediction: Prediction, index: int, sample: Sample, frame: Frame
+    pixel: PixelStatistics,
+    ensemble: Ensemble,
+    prediction: Prediction,
+    index: int,
+    sample: Sample,
+    frame: Frame,
+    shared: Grid | None,
 ) -> None:
     regions = regions_of(sample)
-    h, w = regions[0][0].shape if regions else image_size(sample.path)
+    h, w = regions[0][0].shape if regions else shared or image_size(sample.path)
     scores = frame.to_image(prediction.map[index].float().cpu(), (int(h), int(w)))
     marks = marked(ensemble, frame, prediction, index, scores)
     pixel.update(scores, regions, name=sample.path.name, defect=sample.defect, group=sample.group, marks=marks)
+
+
+def _marked_share(ensemble: Ensemble, prediction: Prediction, index: int, sample: Sample, frame: Frame) -> float:
+    """Of the picture's own pixels, as its user sees the mask."""
+    scores = frame.to_image(prediction.map[index].float().cpu(), image_size(sample.path))
+    return float(marked(ensemble, frame, prediction, index, scores).mean())
 
 
 def _parts(
@@ -310,13 +323,15 @@ def in_words(figures: Mapping[str, Any]) -> list[str]:
     lines = []
     if counts["good"]:
         low, high = rate["observed_interval"]
+        promise = f"at most {rate['guaranteed']:.1%} promised" if rate["guaranteed"] < 1 else "nothing promised"
         lines.append(
             f"at its threshold {round(rate['observed'] * counts['good'])} of {counts['good']} good parts raise an "
-            f"alarm (95 % interval {low:.1%} to {high:.1%}; at most {rate['guaranteed']:.1%} promised)"
+            f"alarm (95 % interval {low:.1%} to {high:.1%}; {promise})"
         )
     if counts["defective"]:
         lines.append(f"{round((1 - share) * counts['defective'])} of {counts['defective']} defective parts raise none")
-    return lines + [f"no figure: {why}" for why in dict.fromkeys(figures["undefined"].values())]
+    shown = (why for path, why in figures["undefined"].items() if not path.startswith("by_defect."))
+    return lines + [f"no figure: {why}" for why in dict.fromkeys(shown)]
 
 
 def summary(figures: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
+import torch
 from conftest import draw_parts, picture, save, small_config, small_member
 from sklearn.metrics import average_precision_score, f1_score, precision_recall_curve, roc_auc_score
 
@@ -146,7 +149,7 @@ def test_the_iou_of_the_mask_is_that_of_what_is_marked(hard: ImageSet, tmp_path:
         marks.append(frame.to_image(mask.float(), truth.shape).ravel() >= 0.5)
         truths.append(truth.ravel())
         if not sample.label:
-            good.append(float(mask.float().mean()))
+            good.append(float(marks[-1].mean()))
     marked, true = np.concatenate(marks), np.concatenate(truths)
     assert 0 < figures["pixel"]["iou_mask"] < 1
     assert figures["pixel"]["iou_mask"] == pytest.approx((marked & true).sum() / (marked | true).sum())
@@ -154,6 +157,38 @@ def test_the_iou_of_the_mask_is_that_of_what_is_marked(hard: ImageSet, tmp_path:
     assert figures["mask"]["good_pixels"] == pytest.approx(np.mean(good))
     assert figures["mask"]["good_images"] == np.mean(np.array(good) > 0)
     assert "iou_mask" in figures["by_defect"]["hole"]["pixel"]
+
+
+def test_masks_larger_than_their_pictures_leave_the_weights_of_good_pictures(
+    trained: Path, parts: ImageSet, tmp_path: Path
+) -> None:
+    figures = evaluate_run(trained, parts, device="cpu", repetitions=0)
+    test = []
+    for number, sample in enumerate(parts.test):
+        regions = []
+        for region in sample.regions:
+            mask = cv2.imread(str(region.path), cv2.IMREAD_UNCHANGED)
+            wide = cv2.resize(mask, None, fx=3, fy=3, interpolation=cv2.INTER_NEAREST)
+            save(tmp_path / f"masks/{number}.png", wide)
+            regions.append(replace(region, path=tmp_path / f"masks/{number}.png"))
+        test.append(replace(sample, regions=tuple(regions)))
+    wide = evaluate_run(trained, replace(parts, test=tuple(test)), device="cpu", repetitions=0)
+    for name in ("auroc", "aupr", "au_pro"):
+        assert wide["pixel"][name] == pytest.approx(figures["pixel"][name], abs=0.003), name
+
+
+def test_margins_that_nobody_sees_are_no_marks(hard: ImageSet, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"members": (small_member("one"),), "heads": (MemoryBankConfig(ratio=0.05),)}
+    config = small_config(**options, frame={"aspect": "keep"}, threshold={"false_alarm_rate": 0.5})
+    ensemble = train_run(config, hard, tmp_path / "run", device="cpu")
+    ensemble.map_threshold_ = torch.tensor(-1e6)  # everything is marked: of the picture's own pixels that is all
+    frame = ensemble.config.frame.sized(ensemble.canvas)
+    good = tuple(sample for sample in hard.test if not sample.label)
+    judged = [(ensemble.predict(batch.images), batch.samples) for batch in ImageBatches(good, frame, 4)]
+    assert measure(ensemble, judged, good, frame).figures["mask"] == {"good_images": 1, "good_pixels": 1}
+    region = ensemble.config.frame.model_copy(update={"region": (0.25, 0.0, 0.75, 1.0)}).sized(ensemble.canvas)
+    judged = [(ensemble.predict(batch.images), batch.samples) for batch in ImageBatches(good, region, 4)]
+    assert measure(ensemble, judged, good, region).figures["mask"]["good_pixels"] == pytest.approx(0.5, abs=0.02)
 
 
 def test_batch_size_changes_nothing(figures: dict[str, Any], trained: Path, hard: ImageSet) -> None:

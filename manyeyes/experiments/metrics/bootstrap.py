@@ -14,10 +14,9 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 from scipy.special import expit, logit
-from scipy.stats import norm
 
 from manyeyes.experiments.metrics import ranks
-from manyeyes.experiments.metrics.delong import LEVEL, Difference
+from manyeyes.experiments.metrics.delong import LEVEL, Difference, student
 from manyeyes.experiments.metrics.figure import Interval
 from manyeyes.experiments.metrics.ranks import Array, RankCounts, SortedScores
 
@@ -67,22 +66,24 @@ def replicates(figure: str, good: Array, defective: Array, repetitions: int = RE
     return IMAGE_FIGURES[figure](weighted_counts(good, defective, *weights))
 
 
-def interval(values: Array, estimate: float, level: float = LEVEL) -> Interval | None:
-    """Interval of a figure in [0, 1] from its replicates: normal on the logit scale, less the bootstrap's bias.
+def interval(values: Array, estimate: float, images: int, level: float = LEVEL) -> Interval | None:
+    """Interval of a figure in [0, 1] from its replicates: Student's on the logit scale, less the bootstrap's bias.
 
-    None where no replicate differs from the others, as with a perfect figure, or one is undefined.
+    ``images`` is the size of the smallest class that was drawn from: a few images show little of how much they vary.
+    None where no replicate differs from the others, as with a perfect figure, one is undefined, or a class has a
+    single image, which every replicate holds.
     """
-    if not len(values) or not np.isfinite(values).all() or np.ptp(values) == 0:
+    if images < 2 or not len(values) or not np.isfinite(values).all() or np.ptp(values) == 0:
         return None
     drawn, centre = (logit(np.clip(scores, CLIP, 1 - CLIP)) for scores in (values, estimate))
-    half = norm.ppf((1 + level) / 2) * drawn.std()
+    half = student(images - 1).ppf((1 + level) / 2) * drawn.std()
     middle = 2 * centre - drawn.mean()
     return float(expit(middle - half)), float(expit(middle + half))
 
 
-def percentiles(values: Array, level: float = LEVEL) -> Interval | None:
-    """Plain percentile interval, for differences; None where a replicate is undefined."""
-    if not len(values) or not np.isfinite(values).all():
+def percentiles(values: Array, images: int, level: float = LEVEL) -> Interval | None:
+    """Plain percentile interval, for differences; None where a replicate is undefined or a class has one image."""
+    if images < 2 or not len(values) or not np.isfinite(values).all():
         return None
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
@@ -103,7 +104,7 @@ def paired_difference(
         for run in ((good_a, defective_a), (good_b, defective_b))
     ]
     estimate = float(values[0][1] - values[1][1])
-    return Difference(estimate, percentiles(values[0][0] - values[1][0]))
+    return Difference(estimate, percentiles(values[0][0] - values[1][0], min(len(good_a), len(defective_a))))
 
 
 def _plain(good: Array, defective: Array) -> RankCounts:

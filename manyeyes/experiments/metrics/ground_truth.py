@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from manyeyes.data import Region, Sample, is_good, read_mask_values, region_masks, stem_of_masked
+from manyeyes.data import Region, Sample, image_size, is_good, read_mask_values, region_masks, stem_of_masked
 from manyeyes.errors import DataError
+from manyeyes.maps import Grid
 
 LOCO_GROUPS = ("logical_anomalies", "structural_anomalies")
 PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
@@ -59,6 +61,13 @@ def regions_of(sample: Sample) -> list[tuple[NDArray[np.bool_], float]]:
     """``region_masks``, the saturation area of whole regions cut to whole pixels as the official evaluation does."""
     whole = any(region.whole for region in sample.regions)
     return [(mask, float(max(1, math.floor(area))) if whole else area) for mask, area in region_masks(sample)]
+
+
+def shared_size(samples: Iterable[Sample]) -> Grid | None:
+    """(h, w) of all masks, at which good images count too, or every rate would weigh the two differently; None where
+    masks differ in size, or there are none."""
+    sizes = {image_size(region.path) for sample in samples for region in sample.regions}
+    return sizes.pop() if len(sizes) == 1 else None
 
 
 def loco_groups(samples: tuple[Sample, ...]) -> tuple[str, ...]:

@@ -49,8 +49,9 @@ def ranking_figures(good: Array, defective: Array, repetitions: int = 0, seed: i
         drawn = bootstrap.weighted_counts(
             good, defective, *bootstrap.draw(len(good), len(defective), repetitions, seed)
         )
+        fewest = min(len(good), len(defective))
         for name, value in bootstrap.IMAGE_FIGURES.items():
-            figures[name] = figures[name].within(bootstrap.interval(value(drawn), float(value(counts))))
+            figures[name] = figures[name].within(bootstrap.interval(value(drawn), float(value(counts)), fewest))
         figures["auroc"] = figures["auroc"].within(delong.interval(good, defective))
     if min(good.min(), defective.min()) == max(good.max(), defective.max()):
         figures["auroc"] = Figure(figures["auroc"].value, note=CONSTANT)
@@ -87,10 +88,15 @@ def decision_figures(
     if repetitions:
         of_good, of_defective = bootstrap.draw(len(good), len(defective), repetitions, seed)
         drawn = finish(of_defective @ hits, of_good @ alarms, of_defective.sum(axis=1), of_good.sum(axis=1))
-        figures = {
-            name: figure if figure.value is None else figure.within(bootstrap.interval(drawn[name], figure.value))
-            for name, figure in figures.items()
+        drawn_from = {
+            "accuracy_good": len(good),
+            "accuracy_defective": len(defective),
+            "recall": len(defective),
         }
+        for name, figure in figures.items():
+            if figure.value is not None:
+                images = drawn_from.get(name, min(len(good), len(defective)))
+                figures[name] = figure.within(bootstrap.interval(drawn[name], figure.value, images))
     return figures
 
 

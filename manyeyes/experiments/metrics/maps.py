@@ -18,7 +18,7 @@ from PIL import Image
 
 from manyeyes.data import ImageSet, Sample, image_size, layout_of, read_image_set
 from manyeyes.errors import DataError
-from manyeyes.experiments.metrics.ground_truth import find_samples, loco_groups, regions_of
+from manyeyes.experiments.metrics.ground_truth import find_samples, loco_groups, regions_of, shared_size
 from manyeyes.experiments.metrics.image import ImageStatistics
 from manyeyes.experiments.metrics.pixel import PixelStatistics
 from manyeyes.experiments.metrics.ranks import Array
@@ -108,17 +108,24 @@ def _index(folder: Path) -> dict[tuple[str, str], Path]:
 
 def _samples(data: str | Path | ImageSet, layout: str, index: dict[tuple[str, str], Path]) -> tuple[Sample, ...]:
     if isinstance(data, ImageSet):
-        return data.test
+        return _known(data.test, index, data.root)
     root = Path(data)
     if layout in BY_GROUND_TRUTH and (root / "ground_truth").is_dir():
-        return _with_good_maps(find_samples(root), index, root)
-    return read_image_set(root, layout_of(layout)).test
+        return _known(_with_good_maps(find_samples(root), index, root), index, root)
+    return _known(read_image_set(root, layout_of(layout)).test, index, root)
 
 
 def _with_good_maps(samples: tuple[Sample, ...], index: dict[tuple[str, str], Path], root: Path) -> tuple[Sample, ...]:
     """Without pictures, the maps in test/good say which good images there are."""
     if not any(sample.label == 0 for sample in samples):
         samples += tuple(Sample(root / "test" / "good" / f"{n}.png") for d, n in index if d == "good")
+    return samples
+
+
+def _known(samples: tuple[Sample, ...], index: dict[tuple[str, str], Path], root: Path) -> tuple[Sample, ...]:
+    """The samples, if every map is of one of them. Raises: DataError naming a map that is not."""
+    if not samples:
+        raise DataError(f"{root}: has no test pictures to measure the maps of; expected test/<defect> folders")
     known = {(word, each.path.stem) for each in samples for word in (each.defect, each.path.parent.name)}
     for key, path in index.items():
         if key not in known:
@@ -133,8 +140,7 @@ def _each(
 
     A good image has no mask: it takes the size that all masks share, else that of its picture, else of its map.
     """
-    sizes = {image_size(region.path) for sample in samples for region in sample.regions}
-    shared = sizes.pop() if len(sizes) == 1 else None
+    shared = shared_size(samples)
     for sample in samples:
         name = sample.path.stem
         path = index.get((sample.defect, name)) or index.get((sample.path.parent.name, name))

@@ -146,18 +146,25 @@ def with_intervals(
 ) -> dict[str, Any]:
     """The same figures, each that can be resampled with its interval."""
     found: dict[str, Any] = dict(figures)
+    fewest = smallest_class(images)
     for name, deviations in replicates(tabulate(images), limit, limits, repetitions, seed).items():
         key, dot, at = name.partition(".")
         figure = found[key][at] if dot else found[key]
         if dot:
-            found[key] = {**found[key], at: figure.within(_around(figure.value, deviations))}
+            found[key] = {**found[key], at: figure.within(_around(figure.value, deviations, fewest))}
         else:
-            found[key] = figure.within(_around(figure.value, deviations))
+            found[key] = figure.within(_around(figure.value, deviations, fewest))
     return found
 
 
-def _around(value: float, deviations: Array) -> tuple[float, float] | None:
-    return bootstrap.interval(np.clip(value + deviations, 0, 1), value)
+def smallest_class(images: Sequence[PixelImage]) -> int:
+    """Number of good or of defective images, whichever are fewer, those that are absent left out."""
+    good = sum(image.defect == "good" for image in images)
+    return min(count for count in (good, len(images) - good) if count)
+
+
+def _around(value: float, deviations: Array, images: int) -> tuple[float, float] | None:
+    return bootstrap.interval(np.clip(value + deviations, 0, 1), value, images)
 
 
 def paired_differences(
@@ -176,9 +183,11 @@ def paired_differences(
     if sorted((i.defect, i.name) for i in images_a) != sorted((i.defect, i.name) for i in images_b):
         raise ValueError("paired intervals need two runs over the same images")
     a, b = (replicates(tabulate(images), limit, (), repetitions, seed) for images in (images_a, images_b))
-    differences = {}
+    differences, fewest = {}, smallest_class(images_a)
     for name in a:
         left, right = figures_a[name].value, figures_b[name].value
         if left is not None and right is not None:
-            differences[name] = Difference(left - right, bootstrap.percentiles(left - right + a[name] - b[name]))
+            differences[name] = Difference(
+                left - right, bootstrap.percentiles(left - right + a[name] - b[name], fewest)
+            )
     return differences

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import logit
 from scipy.stats import ttest_1samp
 from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -19,6 +20,7 @@ from manyeyes.experiments.metrics import (
     paired_test,
 )
 from manyeyes.experiments.metrics.bootstrap import IMAGE_FIGURES, draw, replicates, weighted_counts
+from manyeyes.experiments.metrics.bootstrap import interval as bootstrap_interval
 from manyeyes.experiments.metrics.delong import Placements, covariance, difference_of, freedom, interval, placements
 from manyeyes.experiments.metrics.ranks import auroc
 from manyeyes.experiments.metrics.resampling import tabulate
@@ -64,6 +66,33 @@ def test_a_perfect_auroc_has_a_bound_from_disjoint_pairs():
 
 def test_one_image_of_a_class_has_no_delong_interval():
     assert interval(np.array([0.0]), np.array([1.0, -1.0])) is None
+
+
+def test_one_image_of_a_class_has_no_bootstrap_interval():
+    good, defective = two_runs(n=12)[:2]
+    figures = image_figures(good, defective[:1], threshold=0.5, repetitions=200)
+    assert figures["accuracy_good"].interval is not None
+    assert all(figure.interval is None for name, figure in figures.items() if name != "accuracy_good")
+    assert image_figures(good, defective[:2], repetitions=200)["aupr"].interval is not None
+    assert paired_difference("aupr", good, defective[:1], good, defective[1:2] - 1).interval is None
+    rng = np.random.default_rng(0)
+    mask = np.zeros((16, 16), bool)
+    mask[4:9, 5:10] = True
+    for defects in (1, 2):
+        statistics = PixelStatistics()
+        for index in range(6 + defects):
+            bad = index >= 6
+            scores = (rng.normal(size=(16, 16)) + bad * mask).astype(np.float32)
+            regions = [(mask, 25.0)] if bad else []
+            statistics.update(scores, regions, name=str(index), defect="bad" if bad else "good")
+        assert (statistics.finish(repetitions=200)["all"]["au_pro"].interval is None) == (defects == 1)
+
+
+def test_a_few_images_give_wide_intervals():
+    values = np.random.default_rng(0).uniform(0.6, 0.8, 500)
+    widths = [np.diff(logit(bootstrap_interval(values, 0.7, images)))[0] for images in (2, 5, 10**9)]
+    assert widths[0] / widths[2] == pytest.approx(12.706 / 1.96, rel=1e-3)
+    assert widths[1] / widths[2] == pytest.approx(2.776 / 1.96, rel=1e-3)
 
 
 def test_replicates_equal_a_plain_loop_over_drawn_images():

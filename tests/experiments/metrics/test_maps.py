@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -270,6 +271,20 @@ def test_official_answers():
         assert found["au_spro"][group] == pytest.approx(values, abs=2e-4)
     for group, value in expected["image_level"]["auc_roc"].items():
         assert found["image"][group]["auroc"] == pytest.approx(value, abs=1e-12)
+
+
+def test_maps_that_nobody_asked_for_are_told_whatever_the_layout(parts, tmp_path):
+    for sample in parts.test:
+        path = tmp_path / "maps/test" / sample.defect / f"{sample.path.stem}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, np.zeros((8, 8), np.float32))
+    assert evaluate_maps(tmp_path / "maps", parts)["counts"]["good"] == 5
+    np.save(tmp_path / "maps/test/good/99.npy", np.zeros((8, 8), np.float32))
+    for data in (parts, parts.root):
+        with pytest.raises(DataError, match=r"good/99.npy: has no ground truth in .*parts"):
+            evaluate_maps(tmp_path / "maps", data)
+    with pytest.raises(DataError, match=r"has no test pictures to measure the maps of"):
+        evaluate_maps(tmp_path / "maps", replace(parts, test=()))
 
 
 def test_good_parts_are_good_whatever_their_folder_is_called(tmp_path):
