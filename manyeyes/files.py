@@ -13,16 +13,23 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from manyeyes.errors import RunError
+
+LIBRARIES = (
+    *("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "pillow", "FrEIA"),
+    *("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless"),
+)
 
 ADVICE = {
     errno.ENOSPC: "the disk is full; free some space or choose another folder",
     errno.EDQUOT: "the disk quota is used up; free some space or choose another folder",
     errno.EACCES: "no permission; choose another folder",
     errno.EROFS: "the file system is read-only; choose another folder",
+    errno.EEXIST: "there is a file of that name; choose another folder",
     errno.ENOTDIR: "part of the path is a file; choose another folder",
 }
 
@@ -113,6 +120,19 @@ def source_digest(*parts: str) -> str:
     return digest.hexdigest()[:16]
 
 
+@cache
+def library_versions() -> str:
+    """Versions of the libraries that what is kept between runs was computed with, such as ``timm 1.0.12``.
+
+    OpenCV's packages are several, one of which is installed.
+    """
+    found = []
+    for name in LIBRARIES:
+        with suppress(PackageNotFoundError):
+            found.append(f"{name} {version(name)}")
+    return ", ".join(found)
+
+
 def write_text(path: str | Path, text: str) -> None:
     with writing(path) as temporary:
         # A file name that is no UTF-8 is the only thing that could not be encoded.
@@ -124,14 +144,14 @@ def write_json(path: str | Path, values: Any) -> None:
     write_text(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: str | Path) -> Any:
-    """Raises: RunError if the file cannot be read or is no JSON."""
+def read_json(path: str | Path, advice: str = "delete it and run again") -> Any:
+    """Raises: RunError with ``advice`` if the file cannot be read or is no JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise RunError(f"{path}: cannot be read ({error.strerror})") from None
+        raise RunError(f"{path}: cannot be read ({error.strerror}); {advice}") from None
     except ValueError as error:
-        raise RunError(f"{path}: is no valid JSON ({error}); delete it and run again") from None
+        raise RunError(f"{path}: is no valid JSON ({error}); {advice}") from None
 
 
 def make_folder(path: str | Path) -> Path:

@@ -122,7 +122,7 @@ def test_a_path_below_a_file(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match=r"file: cannot be used as an output folder: File exists"):
+    with pytest.raises(RunError, match=r"file: cannot be used as an output folder: there is a file of that name"):
         make_folder(tmp_path / "file")
 
 

@@ -44,10 +44,17 @@ def listed(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
         for entry in entries:
             if entry.name.startswith((".", "__MACOSX")):
                 continue
-            kind = folders if entry.is_dir() else pictures if is_picture(entry.name) else others
+            kind = folders if _is_folder(entry) else pictures if is_picture(entry.name) else others
             kind.append(entry.name)
     by_name = [[folder / name for name in sorted(names, key=natural_key)] for names in (pictures, others, folders)]
     return by_name[0], by_name[1], by_name[2]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself: no folder, and whoever opens it will name it
+        return False
 
 
 @contextmanager
@@ -67,7 +74,7 @@ def below(root: Path, name: str) -> Path | None:
         if not exact.is_dir():
             with _scan(folder) as entries:
                 same = sorted(
-                    each.name for each in entries if each.name.casefold() == part.casefold() and each.is_dir()
+                    each.name for each in entries if each.name.casefold() == part.casefold() and _is_folder(each)
                 )
             if not same:
                 return None

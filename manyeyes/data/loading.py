@@ -13,7 +13,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from einops import rearrange
@@ -23,7 +22,7 @@ from torch import Tensor
 from manyeyes.data.frame import Frame, Size
 from manyeyes.data.images import read_image
 from manyeyes.data.sample import Sample
-from manyeyes.data.threads import worker_count
+from manyeyes.data.threads import opencv_on_one_thread, worker_count
 from manyeyes.errors import DataError
 
 AHEAD = 2
@@ -78,22 +77,21 @@ class ImageBatches:
         groups = groups[batch:]
         ahead = {sample.path for group in groups for sample in group}
         self.skipped[:] = [(path, reason) for path, reason in self.skipped if path not in ahead]
-        # OpenCV's own threads under ours would only get in each other's way.
-        cv2.setNumThreads(1)
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="manyeyes-images")
         pending: deque[tuple[tuple[Sample, ...], list[Future[Placed]]]] = deque()
         waiting = iter(groups)
-        try:
-            while True:
-                for group in waiting:
-                    pending.append((group, [pool.submit(self._load, sample) for sample in group]))
-                    if len(pending) > self.ahead:
-                        break
-                if not pending:
-                    return
-                yield self._finish(*pending.popleft())
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        with opencv_on_one_thread():
+            try:
+                while True:
+                    for group in waiting:
+                        pending.append((group, [pool.submit(self._load, sample) for sample in group]))
+                        if len(pending) > self.ahead:
+                            break
+                    if not pending:
+                        return
+                    yield self._finish(*pending.popleft())
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
 
     def _load(self, sample: Sample) -> Placed:
         image = read_image(sample.path, self.frame.bits)

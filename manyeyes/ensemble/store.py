@@ -27,23 +27,23 @@ from manyeyes.backbones import Eyes
 from manyeyes.data import Frame, ImageBatches, Sample
 from manyeyes.device import arithmetic, to_device
 from manyeyes.errors import DataError, RunError
-from manyeyes.files import make_folder, read_json, require_space, reserve, source_digest, write_json
+from manyeyes.files import library_versions, make_folder, read_json, require_space, reserve, source_digest, write_json
 from manyeyes.maps import all_finite
 
 Indices = NDArray[np.int64]
 Progress = Callable[[int, int], None]
 Precision = Literal["float16", "float32"]
 CHECKPOINT_SECONDS = 5.0
-LOOKING = ("backbones", "data/frame.py", "data/images.py", "data/loading.py", "device.py", "maps.py")
+LOOKING = ("backbones", "checkpoint.py", "data/frame.py", "data/images.py", "data/loading.py", "device.py", "maps.py")
 """Sources that features depend on: what other code has extracted or trained is not taken for this code's."""
 REOPEN = 32
 """Batches between two openings of the store's files."""
 
 
 def samples_fingerprint(samples: Sequence[Sample], frame: Frame, skip_bad: bool) -> str:
-    """16 hexadecimal digits that change when a picture, its size or date on disk, the order, the canvas or the code
-    that looks at them changes."""
-    digest = hashlib.sha256(f"{frame.fingerprint()}{skip_bad}{source_digest(*LOOKING)}".encode())
+    """16 hexadecimal digits that change when a picture, its size or date on disk, the order, the canvas, or the code or
+    the libraries that look at them change."""
+    digest = hashlib.sha256(f"{frame.fingerprint()}{skip_bad}{source_digest(*LOOKING)}{library_versions()}".encode())
     for sample in samples:
         try:
             status = sample.path.stat()

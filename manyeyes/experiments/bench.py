@@ -82,7 +82,7 @@ class Extract:
     group: Group
 
     def __call__(self, progress: Progress) -> None:
-        bench_of(self.settings).extract(self.group, progress)
+        working_bench(self.settings).extract(self.group, progress)
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Measure:
                 if not cell.finished:
                     for part in cell.folder.rglob(".*.part"):  # what a killed process was writing
                         part.unlink(missing_ok=True)
-                    bench_of(self.settings).measure(self.job, progress)
+                    working_bench(self.settings).measure(self.job, progress)
         except Timeout:
             return
 
@@ -111,13 +111,18 @@ def bench_of(settings: Settings) -> Bench:
     return Bench(settings)
 
 
+def working_bench(settings: Settings) -> Bench:
+    """The same for a task, which keeps to its threads: it has a process of its own where it is given any."""
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    return bench_of(settings)
+
+
 class Bench:
     """Device, trunks and store of one process."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings, self.device, self.pool = settings, resolve_device(settings.device), TrunkPool()
-        if settings.threads:
-            torch.set_num_threads(settings.threads)
 
     @property
     def arithmetic(self) -> str:

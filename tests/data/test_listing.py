@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from manyeyes.data.images import read_image
 from manyeyes.data.listing import SUFFIXES, below, listed, natural_key, paths_to_samples
 from manyeyes.data.sample import Sample
 from manyeyes.data.splits import hold_out
@@ -47,6 +48,15 @@ def test_below_ignores_case_but_prefers_the_exact_name(tmp_path):
     assert below(tmp_path, "train/good") == tmp_path / "Train/GOOD"
     assert below(tmp_path, "test") == tmp_path / "test"
     assert below(tmp_path, "train/bad") is None
+
+
+def test_a_link_to_itself_is_a_picture_that_cannot_be_read(tmp_path):
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    (tmp_path / "a.png").touch()
+    assert [path.name for path in listed(tmp_path)[0]] == ["a.png", "loop.png"]
+    assert below(tmp_path, "LOOP.png") is None
+    with pytest.raises(DataError, match=r"loop.png: .*symbolic links"):
+        read_image(tmp_path / "loop.png")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may list every folder")

@@ -4,6 +4,7 @@ import gc
 import threading
 import weakref
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -67,6 +68,21 @@ def test_two_passes_may_run_at_once(samples):
     batches = ImageBatches(samples, FRAME, 4)
     for a, b in zip(batches, batches, strict=True):
         assert torch.equal(a.images, b.images)
+
+
+def test_opencv_has_its_threads_back_when_the_last_pass_ends(samples):
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(3)
+    try:
+        first, second = (iter(ImageBatches(samples, Frame(size=16), 2)) for _ in range(2))
+        next(first), next(second)
+        assert cv2.getNumThreads() == 1
+        list(first)
+        assert cv2.getNumThreads() == 1, "the second pass still decodes"
+        second.close()
+        assert cv2.getNumThreads() == 3
+    finally:
+        cv2.setNumThreads(before)
 
 
 def test_starting_later_gives_the_rest(samples):

@@ -202,8 +202,11 @@ def test_names_that_are_no_utf_8_are_names(root: Path, tmp_path: Path) -> None:
 
 def test_features_of_other_code_are_not_taken(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = store.samples_fingerprint(samples_of(root), FRAME, False)
-    monkeypatch.setattr(store, "source_digest", lambda *parts: "0123456789abcdef")
-    assert store.samples_fingerprint(samples_of(root), FRAME, False) != before
+    for name, value in (("source_digest", "0123456789abcdef"), ("library_versions", "torch 1.0")):
+        with monkeypatch.context() as patch:
+            patch.setattr(store, name, lambda *parts, value=value: value)
+            assert store.samples_fingerprint(samples_of(root), FRAME, False) != before
+    assert store.samples_fingerprint(samples_of(root), FRAME, False) == before
 
 
 def test_what_is_there_is_not_extracted_again(root: Path, tmp_path: Path, forwards: list[int]) -> None:

@@ -21,7 +21,17 @@ from workers import Fails, Suicide
 from manyeyes.data import ImageSet, read_image_set
 from manyeyes.errors import ConfigError, DataError, RunError
 from manyeyes.experiments.compare import run_study
-from manyeyes.experiments.engines import Engine, LostWorker, Notes, Processes, RayCluster, Sequential, Task, engine_of
+from manyeyes.experiments.engines import (
+    Engine,
+    LostWorker,
+    Notes,
+    Processes,
+    RayCluster,
+    Sequential,
+    Task,
+    cores,
+    engine_of,
+)
 from manyeyes.experiments.study import Study
 from manyeyes.fusion import GlobalPcaConfig, ScoreLevelConfig
 from manyeyes.progress import Progress, Silent
@@ -147,6 +157,16 @@ def test_two_processes_share_the_work(parts: ImageSet, tmp_path: Path) -> None:
     assert sorted(measured) == sorted(set(measured)), "no cell was made twice"
     assert len(measured) == 6
     assert told(study(tmp_path / "shared", parts.root, seeds=(0, 1))) == told(alone)
+
+
+def test_workers_threads_are_not_the_callers(parts: ImageSet, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        study(tmp_path, parts.root, engine=Processes(cores()))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_command_line_chooses_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
