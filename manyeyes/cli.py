@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from io import TextIOWrapper
 from pathlib import Path
@@ -11,6 +12,7 @@ import typer
 
 from manyeyes import __version__
 from manyeyes.errors import ConfigError, ManyeyesError, RunError
+from manyeyes.files import reason_of
 
 if TYPE_CHECKING:
     from manyeyes.experiments.study import Study
@@ -152,6 +154,8 @@ def evaluate(
     _require_place(pictures)
     if pictures == STDOUT:
         raise ConfigError("--pictures -: expected the name of a file; only --json prints")
+    if pictures and json and pictures.absolute() == json.absolute():
+        raise ConfigError(f"--pictures {pictures}: is the file that --json names, too; choose another")
     image_set = read_image_set(data, layout_of(layout))
     _tell(image_set.notes)
     with shown(quiet) as progress:
@@ -170,7 +174,7 @@ def evaluate(
     if json:
         _put(json, figures)
     _print_table(summary(figures), aside=_is_stdout(json))
-    for line in in_words(figures):
+    for line in (*(f"left out: {entry['reason']}" for entry in figures["left_out"]), *in_words(figures)):
         typer.echo(line, err=_is_stdout(json))
 
 
@@ -192,6 +196,7 @@ def predict(
     """Score pictures: heatmaps, masks and maps; boxes, scores and decisions in OUT/verdicts.json and .csv."""
     from manyeyes.experiments.evaluation import Alarm
     from manyeyes.experiments.prediction import predict_paths
+    from manyeyes.experiments.verdict_list import VERDICTS
     from manyeyes.progress import shown
 
     _require_place(json)
@@ -208,8 +213,10 @@ def predict(
             alarm=Alarm(false_alarm_rate, threshold),
             progress=progress,
         )
-    if json:
+    if json and json.absolute() != (out / VERDICTS).absolute():  # there they stand already, with those of other calls
         _put(json, verdicts)
+    for entry in verdicts["left_out"]:
+        typer.echo(f"left out: {entry['reason']}", err=_is_stdout(json))
     alarms = sum(item["alarm"] for item in verdicts["pictures"])
     typer.echo(f"{len(verdicts['pictures'])} pictures, {alarms} alarms: {out}", err=_is_stdout(json))
 
@@ -415,6 +422,10 @@ def main() -> None:
         message, context = error.format_message(), error.ctx
         help_of = context.command_path if context else "manyeyes"
         _leave(f"{message} (see `{help_of} --help`)" if message else "")  # without a message, help was printed
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or error.filename:
+            raise
+        _leave(f"the output cannot be written: {reason_of(error)}")
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":  # torch's
             raise

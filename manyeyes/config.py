@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -21,6 +21,9 @@ Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 
 class Config(BaseModel):
     """A declaration. Equal configs have equal fingerprints, whatever the order of their fields in a file."""
+
+    listed: ClassVar[str] = ""
+    """Where a user finds all fields, for the error about an unknown one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
@@ -40,7 +43,7 @@ class Config(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise ConfigError(f"{source}: {describe(error)}") from None
+            raise ConfigError(f"{source}: {describe(error, cls.model_fields, cls.listed)}") from None
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Iterable[str] = ()) -> Self:
@@ -64,10 +67,29 @@ def _compact(value: Any) -> Any:
     return {key: _compact(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which no key of a mapping stands twice: of two thresholds one would be ignored unseen."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = key_node.value
+            if key in seen and key_node.tag != "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the field {key!r} stands twice, again", key_node.start_mark
+                )
+            seen.add(key if isinstance(key, str) else id(key_node))
+        return super().construct_mapping(node, deep)
+
+
+def _loaded(text: str) -> Any:
+    return yaml.load(text, _UniqueKeys)
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises: ConfigError if it cannot be read or is no mapping."""
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = _loaded(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
@@ -90,7 +112,7 @@ def override(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]
         if not equals or not path:
             raise ConfigError(f"--set {item!r}: expected field=value, such as fusion.components=128")
         try:
-            _set(changed, path.split("."), yaml.safe_load(text))
+            _set(changed, path.split("."), _loaded(text))
         except (yaml.YAMLError, ValueError, IndexError, TypeError) as error:
             raise ConfigError(f"--set {item!r}: {' '.join(str(error).split())}") from None
     return changed
@@ -146,8 +168,11 @@ def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def describe(error: ValidationError) -> str:
-    """Every problem of a pydantic error in one line: field, what came, what is allowed."""
+def describe(error: ValidationError, fields: Iterable[str] = (), advice: str = "") -> str:
+    """Every problem of a pydantic error in one line: field, what came, what is allowed.
+
+    ``fields`` are the names at the top level; ``advice`` says where all names stand.
+    """
     problems = []
     items = error.errors()
     places = [item["loc"] for item in items]
@@ -158,7 +183,8 @@ def describe(error: ValidationError) -> str:
         field = ".".join(str(part) for part in item["loc"]) or "top level"
         kind, context = item["type"], item.get("ctx", {})
         if kind == "extra_forbidden":
-            problems.append(f"{field}: unknown field (misspelt? `manyeyes schema` lists all fields)")
+            known = advice or (f"known here: {', '.join(fields)}" if fields and depth == 1 else "")
+            problems.append(f"{field}: unknown field ({'misspelt?' if not known else f'misspelt? {known}'})")
         elif kind == "union_tag_invalid":
             problems.append(f"{field}: unknown kind {context.get('tag')!r}; allowed: {context.get('expected_tags')}")
         elif kind == "union_tag_not_found":

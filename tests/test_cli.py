@@ -88,6 +88,10 @@ def test_the_whole_way(manyeyes: Call, config: Path, parts: ImageSet, tmp_path: 
     code, out, _ = manyeyes("predict", run, parts.root / "test", "--out", tmp_path / "out", "--json", verdicts)
     assert (code, out) == (0, f"9 pictures, 4 alarms: {tmp_path / 'out'}\n")
     assert len(json.loads(verdicts.read_text())["pictures"]) == 9
+    own, one = tmp_path / "out/verdicts.json", parts.test[0].path
+    code, _, _ = manyeyes("predict", run, one, "--out", tmp_path / "out", "--json", own)
+    assert code == 0
+    assert len(json.loads(own.read_text())["pictures"]) == 9, "the list itself is no place for a copy of one call's"
 
     code, _, err = train(manyeyes, config, parts.root, run, "--set", "heads.0.steps=12", "--resume")
     assert code == 0
@@ -271,6 +275,16 @@ def test_as_a_process(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+def test_a_full_disk_under_the_standard_output_is_one_line() -> None:
+    words = [sys.executable, "-c", "from manyeyes.cli import main; main()", "presets", "bundled"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert lines(done.stderr)[0].startswith("manyeyes: the output cannot be written: the disk is full")
+    assert len(lines(done.stderr)) == 1
+
+
 def test_an_interrupt(manyeyes: Call, config: Path, parts: ImageSet, tmp_path: Path, monkeypatch: Any) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -436,8 +450,10 @@ def test_bad_pictures_are_left_out_when_asked(manyeyes: Call, config: Path, tmp_
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     assert [Path(path).name for path in metrics["left_out"]] == ["003.png"]
     assert metrics["train_images"] + metrics["validation_images"] == 7
-    code, _, _ = manyeyes("evaluate", tmp_path / "run", "--data", root, "--skip-bad", "--quiet")
-    assert code == 0
+    for words in (("evaluate", "--data", root), ("predict", root / "test", "--out", tmp_path / "out")):
+        code, out, _ = manyeyes(words[0], tmp_path / "run", *words[1:], "--skip-bad", "--quiet")
+        assert code == 0
+        assert re.search(r"left out: .*test/good/001.png: is empty", out)
 
 
 def test_a_mask_of_another_size(manyeyes: Call, trained: Path, tmp_path: Path) -> None:
@@ -501,6 +517,11 @@ def test_a_mask_of_another_size(manyeyes: Call, trained: Path, tmp_path: Path) -
         (["compare", "CONFIG", "--seeds", "0,-1"], "expected numbers from 0 on"),
         (["compare", "CONFIG", "--seeds", "5000000000"], "seeds: expected numbers up to 4294967295, got 5000000000"),
         (["evaluate", "RUN", "--json", "EMPTY"], "EMPTY: is a folder; expected the name of a file"),
+        (["evaluate", "RUN", "--pictures", "OUT", "--json", "OUT"], "is the file that --json names, too"),
+        (
+            ["distill", "--images", "PLAIN", "--out", "a.safetensors", "--set", "step=2"],
+            "step: unknown field (misspelt?",
+        ),
         (["evaluate", "RUN", "--pictures", "-"], "--pictures -: expected the name of a file"),
         (["compare", "CONFIG", "CONFIG"], "need different names; small stands more than once"),
         (["compare", "CONFIG", "--folds", "1"], "folds: expected a number from 2"),
@@ -580,6 +601,10 @@ def test_distilling_a_teacher(manyeyes: Call, tmp_path: Path, refused: Callable[
     teacher = PdnTrunkConfig(size="medium", weights=str(out), image_size=40).build()
     assert teacher(torch.rand(1, 3, 40, 40), ["teacher"])["teacher"].isfinite().all()
 
+    before = out.read_bytes()
+    assert "is there already; delete it to distil it anew, or choose another --out" in refused(*words, "--out", out)
+    assert out.read_bytes() == before
+
     plain = out.with_name("plain.safetensors")
     code, _, err = manyeyes(*words, "--set", "norms=false", "--set", "refit=0", "--out", plain)
     assert code == 0, err
@@ -591,7 +616,7 @@ def test_distilling_a_teacher(manyeyes: Call, tmp_path: Path, refused: Callable[
     assert "steps_: unknown field" in refused(*words, "--out", out, "--set", "steps_=3")
     assert "'large'" in refused(*words[:5], "--size", "large", "--out", out)
     missing = [word if word != tmp_path / "photographs" else tmp_path / "none" for word in words]
-    assert "none: does not exist" in refused(*missing, "--out", out, "--quiet")
+    assert "none: does not exist" in refused(*missing, "--out", tmp_path / "new.safetensors", "--quiet")
     few = ("--stages", "1", "--out", tmp_path / "few.safetensors", "--quiet", "--set", "trunk.size=96")
     assert "at least 384 channels" in refused(*words, *few)
     (tmp_path / "photographs/deep/3.png").write_bytes(b"")

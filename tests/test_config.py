@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from manyeyes.config import override
 from manyeyes.ensemble import EnsembleConfig, load_config
 from manyeyes.errors import ConfigError
-from manyeyes.fusion import GlobalPcaConfig
+from manyeyes.fusion import GlobalPcaConfig, IndependentPcaConfig
 
 GOOD = """
 members:
@@ -137,6 +137,8 @@ def test_members_with_one_name_and_members_called_fused(tmp_path: Path) -> None:
         (b"seed: " + b"9" * 5000, "no valid YAML"),
         (b"name: " + b"[" * 3000, "no valid YAML"),
         (b"a: &a [*a]", "a: unknown field"),
+        (b"seed: 1\nname: x\nseed: 2", "the field 'seed' stands twice, again in"),
+        (b"threshold: {false_alarm_rate: 0.1, false_alarm_rate: 0.2}", "'false_alarm_rate' stands twice"),
         (b"seed: !!python/object/apply:os.system [true]", "no valid YAML"),
     ],
     ids=lambda value: repr(value)[:30] if isinstance(value, bytes) else "",
@@ -207,6 +209,12 @@ def test_a_preset_with_heads_on_its_fused_map_says_what_score_level_needs() -> N
     assert "preset bundled" in message
     assert "heads judge a fused map, but fusion.kind is score_level: give heads to the members" in message
     assert load_config("bundled", ["fusion.kind=score_level", "heads=[]"]).fusion.kind == "score_level"
+
+
+def test_a_field_of_a_members_default_block_needs_no_kind(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD)
+    found = EnsembleConfig.from_yaml(path, ["members.lite0.fusion.components=16"]).members[0].fusion
+    assert found == IndependentPcaConfig(components=16, whiten=0.0)
 
 
 def test_override_leaves_its_input_alone() -> None:

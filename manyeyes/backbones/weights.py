@@ -59,6 +59,8 @@ def find_weights(architecture: str, weights: str) -> Weights:
     if weights != "bundled":
         path, tried = find_file(architecture, weights)
         if path is not None:
+            if path.stem == architecture and weights != path.stem:
+                _require_tag(architecture, weights, path)
             return Weights(read_state(path), str(path))
     if architecture == bundled.ARCHITECTURE and weights in bundled.TAGS:
         return bundled_weights()
@@ -73,6 +75,21 @@ def find_weights(architecture: str, weights: str) -> Weights:
             f"or set weights to its path (timm publishes it as {architecture}.{weights})"
         ) from None
     return Weights(state, f"timm's download of {architecture}.{weights}")
+
+
+def _require_tag(architecture: str, weights: str, path: Path) -> None:
+    """A file that is named after the architecture alone stands for any of timm's tags, and for nothing else.
+
+    Raises: WeightsError if timm knows others, but not this one.
+    """
+    import timm
+
+    known = [name.partition(".")[2] for name in timm.list_pretrained(f"{architecture}.*")]
+    if known and weights not in known and not weights.endswith(SUFFIXES):
+        raise WeightsError(
+            f"{architecture}: timm knows no weights {weights!r}, so that {path} is not taken for them; expected one of "
+            f"{', '.join(known)}, or the file named {architecture}.{weights}{path.suffix}"
+        )
 
 
 def find_file(architecture: str, weights: str) -> tuple[Path | None, str]:

@@ -12,9 +12,9 @@ combiner: {kind: sum}
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from manyeyes.backbones import ExtractorConfig
 from manyeyes.config import Config, Seed
@@ -55,6 +55,14 @@ class MemberConfig(Config):
     )
     fuse: bool = Field(True, description="whether this member's maps enter the fused map")
 
+    @field_validator("fusion", mode="before")
+    @classmethod
+    def _of_the_default_kind(cls, fusion: Any) -> Any:
+        """Fields alone, such as ``--set members.lite0.fusion.components=16``, are those of the default."""
+        if isinstance(fusion, dict) and "kind" not in fusion:
+            return {**cls.model_fields["fusion"].default.model_dump(), **fusion}
+        return fusion
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if isinstance(self.fusion, ScoreLevelConfig) and any(head.reads == "map" for head in self.heads):
@@ -82,6 +90,8 @@ MaskConfig = Annotated[ConformalMaskConfig | AContrarioConfig, Field(discriminat
 
 class EnsembleConfig(Config):
     """Everything that a fit depends on besides the pictures. Equal fingerprints give equal ensembles."""
+
+    listed: ClassVar[str] = "`manyeyes schema` lists all fields"
 
     name: Name = "ensemble"
     seed: Seed = Field(0, description="seeds the held-out split, the coresets and the discriminator")

@@ -25,6 +25,7 @@ from torch import Tensor
 from manyeyes import __version__
 from manyeyes.backbones import TrunkPool
 from manyeyes.checkpoint import write_tensors
+from manyeyes.device import resolve_device
 from manyeyes.ensemble.config import EnsembleConfig
 from manyeyes.ensemble.ensemble import Ensemble
 from manyeyes.ensemble.trunks import PREFIX, learned_tensors, restore_trunks
@@ -90,9 +91,12 @@ def read_header(folder: str | Path) -> tuple[EnsembleConfig, dict[str, Any]]:
     if not path.exists():
         raise RunError(f"{folder}: holds no finished run (no {STATE}); train one with `manyeyes train`")
     try:
+        path.open("rb").close()  # safetensors says of a file without permission that it is not there
         with safe_open(str(path), framework="pt") as file:
             header = file.metadata() or {}
         config, details = json.loads(header["config"]), json.loads(header["details"])
+    except PermissionError:
+        raise RunError(f"{path}: no permission to read it") from None
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise RunError(f"{path}: is no whole run ({error}); train it again") from None
     try:
@@ -105,10 +109,12 @@ def read_header(folder: str | Path) -> tuple[EnsembleConfig, dict[str, Any]]:
 
 
 def load_run(folder: str | Path, device: torch.device | str = "cpu", pool: TrunkPool | None = None) -> Ensemble:
-    """The fitted ensemble of a run folder.
+    """The fitted ensemble of a run folder. ``device`` as `resolve_device` takes it.
 
-    Raises: RunError if there is none or it is broken; WeightsError if a trunk's weights are not those of the fit.
+    Raises: ConfigError for a device that this machine does not have; RunError if there is no run or it is broken;
+            WeightsError if a trunk's weights are not those of the fit.
     """
+    device = resolve_device(str(device))
     config, details = read_header(folder)
     edited = Path(folder) / "config.yaml"
     if edited.exists() and not _says(edited, config):

@@ -53,6 +53,8 @@ def run_study(
     """
     engine, progress = engine or Sequential(), progress or Silent()
     names = [config.name for config in configs]
+    if not names or not sets:
+        raise ConfigError("a study needs at least one ensemble and one image set")
     if baseline is not None and baseline not in names:
         raise ConfigError(f"baseline {baseline!r}: none of the ensembles; allowed: {', '.join(names)}")
     folder = Path(out).absolute()

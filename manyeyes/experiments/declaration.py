@@ -171,6 +171,9 @@ def named_study(
             )
         return read_study(names[0], overrides)
     overrides = tuple(overrides)
+    for name in names:
+        if name not in PRESETS and Path(name).is_file() and {"sets", "ensembles"} & read_yaml(name).keys():
+            raise ConfigError(f"{name}: is a study and names its own sets; leave out --data")
     return Declared(
         [load_config(name, overrides) for name in names],
         [read_image_set(folder, layout_of(layout)) for folder in data],

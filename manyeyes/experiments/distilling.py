@@ -19,7 +19,7 @@ from manyeyes.data import Frame, Sample, paths_to_samples, read_image
 from manyeyes.data.threads import in_threads
 from manyeyes.device import resolve_device
 from manyeyes.ensemble.store import samples_fingerprint
-from manyeyes.errors import ConfigError
+from manyeyes.errors import ConfigError, RunError
 from manyeyes.files import make_folder, write_json
 from manyeyes.progress import Progress, Silent
 
@@ -79,12 +79,14 @@ def distil_folder(
     """Distil from all pictures under ``images`` and write ``out`` (fp16) and its figures beside it as JSON.
 
     A killed call goes on where it stopped, from ``out`` with the suffix .checkpoint, which is deleted at the end.
-    Raises: DataError, ConfigError, WeightsError; RunError if the files cannot be written.
+    Raises: DataError, ConfigError, WeightsError; RunError if ``out`` exists or the files cannot be written.
     """
     out = Path(out)
     if out.suffix != ".safetensors":
         raise ConfigError(f"--out {out}: expected a name that ends in .safetensors")
     make_folder(out.parent)
+    if out.exists():
+        raise RunError(f"{out}: is there already; delete it to distil it anew, or choose another --out")
     samples = paths_to_samples([images])
     progress = progress or Silent()
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from manyeyes.errors import RunError
 from manyeyes.experiments.evaluation import Evaluation
 from manyeyes.files import read_json, write_json, writing
 
@@ -25,27 +26,36 @@ class Cell:
     fold: int | None = None
 
     @property
+    def advice(self) -> str:
+        """The way out where a part of it is missing or broken."""
+        return f"delete {self.folder} and compare again"
+
+    @property
     def finished(self) -> bool:
         return (self.folder / FIGURES).exists()
 
     @property
     def figures(self) -> dict[str, Any]:
-        return dict(read_json(self.folder / FIGURES))
+        return dict(read_json(self.folder / FIGURES, self.advice))
 
     @property
     def pictures(self) -> list[dict[str, Any]]:
-        return list(read_json(self.folder / PICTURES))
+        return list(read_json(self.folder / PICTURES, self.advice))
 
     @property
     def pro_curve(self) -> list[list[float]] | None:
         """False-positive rates and mean overlaps of the PRO curve; None where there is none."""
-        found: list[list[float]] | None = read_json(self.folder / CURVES)["pro"]
+        found: list[list[float]] | None = read_json(self.folder / CURVES, self.advice)["pro"]
         return found
 
     @property
     def maps(self) -> np.ndarray:
         """(n, 64, 64) float16, aligned with ``pictures``."""
-        maps: np.ndarray = np.load(self.folder / MAPS, allow_pickle=False)
+        try:
+            maps: np.ndarray = np.load(self.folder / MAPS, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            reason = " ".join(str(error).split())
+            raise RunError(f"{self.folder / MAPS}: is not whole ({reason}); {self.advice}") from None
         return maps
 
     @property

@@ -86,7 +86,7 @@ def most_components(count: int, channels: int, wanted: int | float) -> int:
     if count < needed:
         raise DataError(
             f"expected at least {needed} positions to find {needed} principal components, got {count}; "
-            "supply more images of normal parts or lower fusion.components"
+            "supply more images of normal parts or lower its fusion.components"
         )
     return min(channels, count - 1)
 

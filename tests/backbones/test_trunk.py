@@ -169,7 +169,8 @@ def test_bundled_weights_have_their_own_mean_and_std() -> None:
 
 def test_mean_and_std_are_those_of_the_tag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = "tf_efficientnet_b0"
-    save_file(timm.create_model(name).state_dict(), tmp_path / f"{name}.safetensors")
+    for stem in (name, f"{name}.mine"):
+        save_file(timm.create_model(name).state_dict(), tmp_path / f"{stem}.safetensors")
     monkeypatch.setenv("MANYEYES_WEIGHTS", str(tmp_path))
     means = {tag: build(name, weights=tag).pixels.mean.flatten().tolist() for tag in ("ap_in1k", "ns_jft_in1k", "mine")}
     assert means["ap_in1k"] == pytest.approx([0.5, 0.5, 0.5])

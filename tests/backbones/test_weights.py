@@ -40,12 +40,15 @@ def test_a_folder_is_searched_from_the_tag_to_the_architecture(
     monkeypatch.setenv(weights.FOLDER, str(tmp_path))
     names = [f"{SMALL}.pth", f"{SMALL}.safetensors", f"{SMALL}.mine.pth", f"{SMALL}.mine.safetensors"]
     for name in names:  # each is preferred to those before it
+        tag = "mine" if "mine" in name else "r160_in1k"
         if name.endswith(".pth"):
             torch.save(state, tmp_path / name)
         else:
             save_file(state, tmp_path / name)
-        assert find_weights(SMALL, "mine").source == str(tmp_path / name)
-    assert find_weights(SMALL, "other").source == str(tmp_path / f"{SMALL}.safetensors")
+        assert find_weights(SMALL, tag).source == str(tmp_path / name)
+    assert find_weights(SMALL, "r160_in1k").source == str(tmp_path / f"{SMALL}.safetensors")
+    with pytest.raises(WeightsError, match=r"no weights 'other', .*one of r160_in1k, .*named test_resnet\.other"):
+        find_weights(SMALL, "other")
 
 
 def test_a_path_from_another_machine_stands_for_its_name_in_the_folder(

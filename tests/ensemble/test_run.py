@@ -23,7 +23,7 @@ from manyeyes.backbones import PatchCoreConfig
 from manyeyes.data import ImageBatches, ImageSet, read_image_set
 from manyeyes.ensemble import Ensemble, Prediction, load_run, save_run, train_run
 from manyeyes.ensemble.run import STATE, owned, read_header
-from manyeyes.errors import NotFittedError, RunError, WeightsError
+from manyeyes.errors import ConfigError, NotFittedError, RunError, WeightsError
 from manyeyes.fusion import GlobalPcaConfig, StackingForestConfig, TailConfig
 
 CPU = torch.device("cpu")
@@ -219,6 +219,22 @@ def test_other_weights_under_the_old_name_are_refused(parts: ImageSet, tmp_path:
     path.unlink()
     with pytest.raises(WeightsError, match=r"trunk.safetensors: there is no such weights file"):
         load_run(tmp_path / "run")
+
+
+def test_a_run_goes_where_it_is_sent(trained: Path) -> None:
+    wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    assert load_run(trained, "auto").score_threshold_.device.type == wanted
+    with pytest.raises(ConfigError, match=r"device 'gpu': not usable here"):
+        load_run(trained, "gpu")
+
+
+def test_a_run_that_may_not_be_read_is_not_said_to_be_missing(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)  # root may read everything
+    with pytest.raises(RunError, match=r"state.safetensors: no permission to read it"):
+        read_header(run_copy)
 
 
 def test_two_owners_of_one_folder(tmp_path: Path, parts: ImageSet) -> None:

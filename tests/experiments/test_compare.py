@@ -17,11 +17,11 @@ from conftest import draw_parts, small_config, small_member
 
 from manyeyes.data import ImageSet, folds, read_image_set
 from manyeyes.ensemble import EnsembleConfig, load_run
-from manyeyes.errors import ConfigError, DataError
+from manyeyes.errors import ConfigError, DataError, RunError
 from manyeyes.experiments import demo
 from manyeyes.experiments.compare import run_study
 from manyeyes.experiments.evaluation import evaluate_run
-from manyeyes.experiments.study import FIGURES, Study
+from manyeyes.experiments.study import FIGURES, Cell, Study
 from manyeyes.fusion import GlobalPcaConfig, ScoreLevelConfig, StackingLogisticConfig
 
 SCORES = small_config(name="scores", fusion=ScoreLevelConfig(), heads=())
@@ -198,6 +198,18 @@ def test_wrong_seeds_sets_and_combiners(parts: ImageSet, tmp_path: Path) -> None
     with pytest.raises(DataError, match=r"stacking_logistic learns from labelled pictures"):
         study(tmp_path, parts, configs=[small_config(combiner=StackingLogisticConfig())])
     assert not (tmp_path / "features").exists(), "said before any work"
+
+
+def test_a_study_of_nothing_and_a_damaged_cell_have_a_way_out(parts: ImageSet, tmp_path: Path) -> None:
+    for configs, sets in (([], [parts]), ([small_config()], [])):
+        with pytest.raises(ConfigError, match="at least one ensemble and one image set"):
+            run_study(configs, sets, tmp_path)
+    cell = Cell("small", "parts", 0, tmp_path / "cell")
+    (cell.folder / "run").mkdir(parents=True)
+    (cell.folder / "maps.npy").write_bytes(b"\x93NUMPY")
+    for read, why in ((lambda: cell.maps, "maps.npy: is not whole"), (lambda: cell.pictures, "cannot be read")):
+        with pytest.raises(RunError, match=rf"{why}.*; delete .*cell and compare again"):
+            read()
 
 
 def test_a_seed_that_stands_twice_counts_once(parts: ImageSet, tmp_path: Path, reports: list[Study]) -> None:

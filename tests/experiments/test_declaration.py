@@ -67,7 +67,7 @@ def test_flags_of_the_file_and_of_the_command_line_add_up_and_do_not_multiply(st
     [
         ("ensembles: [bundled]", r"study.yaml: sets: this field is required"),
         ("sets: [parts]\nensembles: []", r"study.yaml: ensembles: .*at least 1 item"),
-        ("sets: [parts]\nensembles: [bundled]\nsets_: 1", r"sets_: unknown field"),
+        ("sets: [parts]\nensembles: [bundled]\nsets_: 1", r"sets_: unknown field \(misspelt\? known here: sets, ensem"),
         ("sets: [{path: parts, name: a/b}]\nensembles: [bundled]", r"sets.0.name: .*pattern"),
         ("sets: [{path: parts, name: ..}]\nensembles: [bundled]", r"sets.0.name: .*pattern"),
         ("sets: [parts]\nensembles: [bundled]\nfolds: 1", r"folds: expected 0 or a number from 2 on, got 1"),
@@ -105,6 +105,8 @@ def test_names_with_data_or_one_file_without(study: Path, parts: ImageSet) -> No
     for names in (["bundled"], [str(study), "bundled"]):
         with pytest.raises(ConfigError, match=r"name the pictures to compare on with --data, or one YAML file"):
             named_study(names, None)
+    with pytest.raises(ConfigError, match=r"study.yaml: is a study and names its own sets; leave out --data"):
+        named_study([str(study)], [parts.root])
     with pytest.raises(ConfigError, match=r"--seeds '1;2': expected whole numbers with commas"):
         seeds_of("1;2")
 
