@@ -108,7 +108,8 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=1000)
     repetitions = parser.parse_args().repetitions
     start = time.perf_counter()
-    rows = image_rows(repetitions) + paired_rows(repetitions) + pixel_rows(repetitions)
+    rows = image_rows(repetitions) + paired_rows(repetitions)
+    rows += pixel_rows(repetitions) + pixel_rows(repetitions, defective=4)
     lines = [
         "# Coverage of the 95 % intervals",
         "",

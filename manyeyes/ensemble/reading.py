@@ -16,6 +16,7 @@ from torch import Tensor
 
 from manyeyes.errors import DataError, RunError
 from manyeyes.files import reserve
+from manyeyes.maps import all_finite
 
 Taps = Mapping[str, Tensor]
 T = TypeVar("T")
@@ -91,9 +92,10 @@ class Gathered:
 class Embeddings:
     """Embeddings of all pictures, computed in the first pass and read from a temporary file in every later one.
 
-    Yields: (b, d, h, w) float32, channels last in memory. The file has the precision of the features that it comes from
-    and no name, so that it vanishes with the process. It is read and written in pieces, never mapped: pages
-    of a map count as memory of the process, and would grow with the number of pictures. To be used in a ``with``.
+    Yields: (b, d, h, w) float32, channels last in memory. Raises: DataError if the file cannot hold a value.
+    The file has the precision of the features that it comes from and no name, so that it vanishes with the process. It
+    is read and written in pieces, never mapped: pages of a map count as memory of the process, and would grow with the
+    number of pictures. To be used in a ``with``.
     """
 
     def __init__(self, taps: TapSource, embed: Callable[[Taps], Tensor]) -> None:
@@ -126,6 +128,11 @@ class Embeddings:
         shapes: list[tuple[int, ...]] = []
         for embedding in Reading(self.taps, self.embed):
             stored = rearrange(embedding.to(self.dtype), "b d h w -> b h w d")
+            if self.dtype == torch.float16 and all_finite(embedding) and not all_finite(stored):
+                raise DataError(
+                    f"the fused map reaches {float(embedding.abs().max()):.3g}, more than half precision holds "
+                    "(65,504); use a fusion with balance: true or whiten, or set store: float32"
+                )
             if file is None:
                 needed = len(self.taps) * stored[0].numel() * stored.element_size()
                 file = _scratch_file(self.taps.scratch, needed)

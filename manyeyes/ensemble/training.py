@@ -184,7 +184,12 @@ def require_labels(ensemble: Ensemble, labelled: ImageSet | None) -> None:
 def _labelled(
     ensemble: Ensemble, labelled: ImageSet | None, extraction: Extraction, frame: Frame, progress: Progress
 ) -> tuple[StoredTaps, Tensor] | None:
-    if labelled is None or not ensemble.needs_labels:
+    if labelled is None:
+        return None
+    if not ensemble.needs_labels:
+        progress.say(
+            f"combiner {ensemble.config.combiner.kind} learns from good pictures alone: labelled ones not used"
+        )
         return None
     taps, kept = extraction(ensemble.eyes, labelled.test, frame, "extracting labelled pictures", progress)
     return taps, torch.tensor([sample.label for sample in kept])

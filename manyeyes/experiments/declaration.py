@@ -109,11 +109,17 @@ class Declared:
 
     @property
     def ensembles(self) -> list[EnsembleConfig]:
-        """Those that are declared and what follows from them. Raises: ConfigError if one leaves nothing to choose."""
+        """Those that are declared and what follows from them.
+
+        Raises: ConfigError if one leaves nothing to choose, or none has a member that could be left out.
+        """
         fixed = [config for config in self.declared if config.fusion.kind != "auto"]
+        reduced = without_each_member(self.declared) if self.leave_one_out else []
+        if self.leave_one_out and not reduced:
+            raise ConfigError("leave_one_out: no ensemble can spare a member; name one that has several")
         return [
             *self.declared,
-            *(without_each_member(self.declared) if self.leave_one_out else []),
+            *reduced,
             *(with_choice(config, f"{config.name}-auto") for config in fixed if self.choose),
         ]
 

@@ -20,6 +20,7 @@ from manyeyes.ensemble.reading import require_difference
 from manyeyes.ensemble.store import StoredTaps
 from manyeyes.ensemble.training import split
 from manyeyes.errors import DataError, NotFittedError, ShapeError
+from manyeyes.experiments.engines import Notes
 from manyeyes.fusion import (
     ConcatenateConfig,
     GlobalPcaConfig,
@@ -370,6 +371,9 @@ def test_combiners_that_learn_from_labels(parts: ImageSet, store: Path) -> None:
         with pytest.raises(DataError, match=r"stacking_logistic learns from labelled pictures: .*--labelled"):
             fitted(config, parts, store, labelled=labelled)
     ensemble = fitted(config, parts, store, labelled=parts)
+    told = Notes()
+    fitted(small_config(), parts, store, labelled=parts, progress=told)
+    assert told.said[-1] == "combiner positive_square learns from good pictures alone: labelled ones not used"
     prediction = ensemble.predict(placed(ensemble, parts.test))
     assert prediction.score[:5].max() < prediction.score[5:].min()
     with pytest.raises(DataError, match=r"good and defective images to fit a combiner on, got only good ones"):

@@ -355,6 +355,16 @@ def test_embeddings_are_computed_once_and_read_again(root: Path, tmp_path: Path)
         assert torch.equal(torch.cat(list(embeddings)), first)
 
 
+def test_embeddings_that_half_precision_cannot_hold_are_told(root: Path, tmp_path: Path) -> None:
+    taps, _, _ = extract(tmp_path, samples_of(root))
+    key = next(iter(taps.arrays))
+    with (
+        Embeddings(taps, lambda batch: batch[key] * 1e7) as embeddings,
+        pytest.raises(DataError, match=r"the fused map reaches [\d.e+]+, more than half precision holds \(65,504\)"),
+    ):
+        list(embeddings)
+
+
 def test_embeddings_of_a_precise_store_are_precise(root: Path, tmp_path: Path) -> None:
     eyes = Ensemble(small_config()).eyes
     taps, _, _ = FeatureStore(tmp_path, "float32").extract(eyes, samples_of(root), FRAME, batch_size=4, device=CPU)

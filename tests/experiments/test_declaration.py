@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import draw_parts, small_config
+from conftest import draw_parts, small_config, small_member
 
 from manyeyes.data import ImageSet
 from manyeyes.ensemble import load_config, with_choice
 from manyeyes.errors import ConfigError
-from manyeyes.experiments.declaration import StudyConfig, named_study, read_study, seeds_of
+from manyeyes.experiments.declaration import Declared, StudyConfig, named_study, read_study, seeds_of
 from manyeyes.experiments.leaving_out import without_each_member
 from manyeyes.fusion import GlobalPcaConfig, ScoreLevelConfig
 
@@ -124,6 +124,8 @@ def test_without_each_member() -> None:
     )
     assert [config.name for config in without_each_member([silent])] == ["scores-without-two"]
     assert without_each_member(found) == []
+    with pytest.raises(ConfigError, match="leave_one_out: no ensemble can spare a member"):
+        _ = Declared([small_config(members=(small_member("one"),))], [], leave_one_out=True).ensembles
 
 
 def test_the_example_in_the_documentation_is_a_study() -> None:
