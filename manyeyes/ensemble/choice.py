@@ -220,9 +220,7 @@ def left_out_scores(
     found = np.zeros(evidence.normals)
     for group in range(int(members.max()) + 1):
         inside = members == group
-        raw = {
-            name: apart[name][group] if apart and name in apart else scores for name, scores in evidence.normal.items()
-        }
+        raw = {name: apart[name][group] if name in apart else scores for name, scores in evidence.normal.items()}
         others = replace(evidence, normal={name: scores[~inside] for name, scores in raw.items()})
         others = replace(others, weak=weak_members(config, others))
         _, weights, _ = best_candidate(config, others)
