@@ -13,7 +13,7 @@ from conftest import small_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manyeyes.config import override
+from manyeyes.config import override, read_yaml
 from manyeyes.ensemble import EnsembleConfig, load_config
 from manyeyes.errors import ConfigError
 from manyeyes.fusion import GlobalPcaConfig, IndependentPcaConfig
@@ -137,6 +137,8 @@ def test_members_with_one_name_and_members_called_fused(tmp_path: Path) -> None:
         (b"seed: " + b"9" * 5000, "no valid YAML"),
         (b"name: " + b"[" * 3000, "no valid YAML"),
         (b"a: &a [*a]", "a: unknown field"),
+        (b"? [a, b]\n: 1", "no valid YAML"),
+        (b"a: !!map [1, 2]", "no valid YAML"),
         (b"seed: 1\nname: x\nseed: 2", "the field 'seed' stands twice, again in"),
         (b"threshold: {false_alarm_rate: 0.1, false_alarm_rate: 0.2}", "'false_alarm_rate' stands twice"),
         (b"seed: !!python/object/apply:os.system [true]", "no valid YAML"),
@@ -209,6 +211,12 @@ def test_a_preset_with_heads_on_its_fused_map_says_what_score_level_needs() -> N
     assert "preset bundled" in message
     assert "heads judge a fused map, but fusion.kind is score_level: give heads to the members" in message
     assert load_config("bundled", ["fusion.kind=score_level", "heads=[]"]).fusion.kind == "score_level"
+
+
+def test_what_is_merged_may_be_overridden_however_deep_its_anchor_lies(tmp_path: Path) -> None:
+    path = write(tmp_path, "base: &b {x: 1}\na:\n  deep: &m {<<: *b, x: 2}\ntop: {<<: *m, x: 3}\n")
+    assert read_yaml(path) == {"base": {"x": 1}, "a": {"deep": {"x": 2}}, "top": {"x": 3}}
+    assert read_yaml(write(tmp_path, "1: a\n'1': b\n")) == {1: "a", "1": "b"}
 
 
 def test_a_field_of_a_members_default_block_needs_no_kind(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def find_weights(architecture: str, weights: str) -> Weights:
     if weights != "bundled":
         path, tried = find_file(architecture, weights)
         if path is not None:
-            if path.stem == architecture and weights != path.stem:
+            if path.stem == architecture and not _is_path(weights):
                 _require_tag(architecture, weights, path)
             return Weights(read_state(path), str(path))
     if architecture == bundled.ARCHITECTURE and weights in bundled.TAGS:
@@ -77,6 +77,10 @@ def find_weights(architecture: str, weights: str) -> Weights:
     return Weights(state, f"timm's download of {architecture}.{weights}")
 
 
+def _is_path(weights: str) -> bool:
+    return weights.endswith(SUFFIXES) or "/" in weights or os.sep in weights
+
+
 def _require_tag(architecture: str, weights: str, path: Path) -> None:
     """A file that is named after the architecture alone stands for any of timm's tags, and for nothing else.
 
@@ -85,7 +89,7 @@ def _require_tag(architecture: str, weights: str, path: Path) -> None:
     import timm
 
     known = [name.partition(".")[2] for name in timm.list_pretrained(f"{architecture}.*")]
-    if known and weights not in known and not weights.endswith(SUFFIXES):
+    if known and weights not in known:
         raise WeightsError(
             f"{architecture}: timm knows no weights {weights!r}, so that {path} is not taken for them; expected one of "
             f"{', '.join(known)}, or the file named {architecture}.{weights}{path.suffix}"
@@ -99,7 +103,7 @@ def find_file(architecture: str, weights: str) -> tuple[Path | None, str]:
     Raises: WeightsError if ``weights`` is a path and there is no such file.
     """
     folder = os.environ.get(FOLDER)
-    if weights.endswith(SUFFIXES) or "/" in weights or os.sep in weights:
+    if _is_path(weights):
         path = Path(weights).expanduser()
         elsewhere = Path(folder).expanduser() / path.name if folder else None
         if not path.is_file() and elsewhere is not None and elsewhere.is_file():

@@ -329,8 +329,8 @@ class Ensemble(Fitted):
     def alarm_at(self, rate: float | None = None, threshold: float | None = None) -> Self:
         """Move the thresholds of a fitted ensemble, without a picture; `save_run` keeps them.
 
-        ``rate``: score and conformal mask for another false-alarm rate, from the validation normals of the fit; an
-        a-contrario mask has a limit of its own.
+        ``rate``: score and conformal mask for another false-alarm rate, from the validation normals of the fit; it is
+        promised for the score alone. An a-contrario mask has a limit of its own.
         ``threshold``: the score's alone, by hand; the guaranteed rate becomes what these normals say of it.
 
         Raises: NotFittedError before ``fit`` or load; ConfigError unless one of them is given, within its range.

@@ -107,7 +107,8 @@ def distil_folder(
         "manyeyes": __version__,
     }
     header = {key: value if isinstance(value, str) else json.dumps(value) for key, value in figures.items()}
-    write_tensors(out, {key: value.half() for key, value in found.network.state_dict().items()}, header)
     write_json(out.with_suffix(".json"), figures)
+    # Last, because it says that all is done.
+    write_tensors(out, {key: value.half() for key, value in found.network.state_dict().items()}, header)
     checkpoint.unlink(missing_ok=True)
     return found

@@ -47,6 +47,8 @@ def test_a_folder_is_searched_from_the_tag_to_the_architecture(
             save_file(state, tmp_path / name)
         assert find_weights(SMALL, tag).source == str(tmp_path / name)
     assert find_weights(SMALL, "r160_in1k").source == str(tmp_path / f"{SMALL}.safetensors")
+    torch.save(state, tmp_path / SMALL)
+    assert find_weights(SMALL, str(tmp_path / SMALL)).source == str(tmp_path / SMALL), "a path is no tag"
     with pytest.raises(WeightsError, match=r"no weights 'other', .*one of r160_in1k, .*named test_resnet\.other"):
         find_weights(SMALL, "other")
 

@@ -177,6 +177,15 @@ def test_masks_larger_than_their_pictures_leave_the_weights_of_good_pictures(
         assert wide["pixel"][name] == pytest.approx(figures["pixel"][name], abs=0.003), name
 
 
+def test_the_mask_of_a_picture_that_is_left_out_may_be_broken(trained: Path, tmp_path: Path) -> None:
+    root = draw_parts(tmp_path / "parts", train=2, good=2, defective=2)
+    for name in ("test/hole/000.png", "ground_truth/hole/000_mask.png"):
+        (root / name).write_bytes(b"")
+    figures = evaluate_run(trained, read_image_set(root), device="cpu", skip_bad=True, repetitions=0)
+    assert figures["counts"]["defective"] == 1
+    assert figures["pixel"]["auroc"] is not None
+
+
 def test_margins_that_nobody_sees_are_no_marks(hard: ImageSet, tmp_path: Path) -> None:
     options: dict[str, Any] = {"members": (small_member("one"),), "heads": (MemoryBankConfig(ratio=0.05),)}
     config = small_config(**options, frame={"aspect": "keep"}, threshold={"false_alarm_rate": 0.5})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,12 @@ def regions_of(sample: Sample) -> list[tuple[NDArray[np.bool_], float]]:
 
 def shared_size(samples: Iterable[Sample]) -> Grid | None:
     """(h, w) of all masks, at which good images count too, or every rate would weigh the two differently; None where
-    masks differ in size, or there are none."""
-    sizes = {image_size(region.path) for sample in samples for region in sample.regions}
+    masks differ in size, or there are none. What cannot be read is passed over: its picture may be left out, too."""
+    sizes = set()
+    for sample in samples:
+        for region in sample.regions:
+            with suppress(DataError):
+                sizes.add(image_size(region.path))
     return sizes.pop() if len(sizes) == 1 else None
 
 

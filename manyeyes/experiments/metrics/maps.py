@@ -108,7 +108,7 @@ def _index(folder: Path) -> dict[tuple[str, str], Path]:
 
 def _samples(data: str | Path | ImageSet, layout: str, index: dict[tuple[str, str], Path]) -> tuple[Sample, ...]:
     if isinstance(data, ImageSet):
-        return _known(data.test, index, data.root)
+        return data.test  # who gives a set has chosen its pictures
     root = Path(data)
     if layout in BY_GROUND_TRUTH and (root / "ground_truth").is_dir():
         return _known(_with_good_maps(find_samples(root), index, root), index, root)
@@ -129,7 +129,7 @@ def _known(samples: tuple[Sample, ...], index: dict[tuple[str, str], Path], root
     known = {(word, each.path.stem) for each in samples for word in (each.defect, each.path.parent.name)}
     for key, path in index.items():
         if key not in known:
-            raise DataError(f"{path}: has no ground truth in {root}; remove the map or add its mask")
+            raise DataError(f"{path}: has no ground truth in {root}; remove the map, or add its picture or mask")
     return samples
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -280,11 +281,15 @@ def test_maps_that_nobody_asked_for_are_told_whatever_the_layout(parts, tmp_path
         np.save(path, np.zeros((8, 8), np.float32))
     assert evaluate_maps(tmp_path / "maps", parts)["counts"]["good"] == 5
     np.save(tmp_path / "maps/test/good/99.npy", np.zeros((8, 8), np.float32))
-    for data in (parts, parts.root):
+    for layout in ("auto", "folder"):
         with pytest.raises(DataError, match=r"good/99.npy: has no ground truth in .*parts"):
-            evaluate_maps(tmp_path / "maps", data)
+            evaluate_maps(tmp_path / "maps", parts.root, layout)
+    some = evaluate_maps(tmp_path / "maps", replace(parts, test=parts.test[1:]))
+    assert some["counts"]["good"] == 4, "who gives a set has chosen its pictures"
+    (tmp_path / "bare/train/good").mkdir(parents=True)
+    shutil.copy(parts.train[0].path, tmp_path / "bare/train/good")
     with pytest.raises(DataError, match=r"has no test pictures to measure the maps of"):
-        evaluate_maps(tmp_path / "maps", replace(parts, test=()))
+        evaluate_maps(tmp_path / "maps", tmp_path / "bare", "folder")
 
 
 def test_good_parts_are_good_whatever_their_folder_is_called(tmp_path):
