@@ -50,11 +50,15 @@ def trunk_precision(device: torch.device, precision: Precision = "auto") -> Abst
 
     ``auto`` is float16 on CUDA, which is also the precision of stored features, and float32 elsewhere.
     """
+    named = trunk_dtype(device, precision)
+    return nullcontext() if named == "float32" else torch.autocast(device.type, dtype=getattr(torch, named))
+
+
+def trunk_dtype(device: torch.device, precision: Precision = "auto") -> str:
+    """The precision by its own name: what ``auto`` means on this device."""
     if precision == "auto":
-        precision = "float16" if device.type == "cuda" else "float32"
-    if precision == "float32":
-        return nullcontext()
-    return torch.autocast(device.type, dtype=getattr(torch, precision))
+        return "float16" if device.type == "cuda" else "float32"
+    return precision
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[object]:

@@ -148,6 +148,7 @@ def narrowed(wide: Ensemble, choice: Choice) -> Ensemble:
         for member, extractor in zip(cast(Branch, branch).members, cast(Branch, branch).extractors, strict=True)
     }
     ensemble = Ensemble(config, extractors=extractors)
+    ensemble.trunk_dtype = wide.trunk_dtype
     for branch in (cast(Branch, branch) for branch in ensemble.branches):
         source = sources[choice.origin[branch.names[0]]]
         if branch.fusion is not None:

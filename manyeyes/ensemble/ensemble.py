@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from manyeyes.backbones import Eyes, FeatureExtractor, TrainableTrunk, TrunkPool
-from manyeyes.device import Precision, full_precision
+from manyeyes.device import Precision, full_precision, trunk_precision
 from manyeyes.ensemble.branch import Branch, Judgement
 from manyeyes.ensemble.config import EnsembleConfig, ThresholdConfig
 from manyeyes.ensemble.memory import Memory, fit_anew
@@ -54,6 +54,8 @@ class Ensemble(Fitted):
             extractors = {member.name: member.extractor.build(pool) for member in config.members}
         self.notes: list[str] = []
         """What a user must know about how the config was carried out."""
+        self.trunk_dtype: str | None = None
+        """Precision that the trunks had in the fit, such as ``float32``; None if nobody has said."""
         for name, extractor in extractors.items():
             if any(tap.trunk.weights_source.startswith("random") for tap in extractor.taps):
                 self.notes.append(f"member {name!r} looks through random weights; give it trained ones")
@@ -438,6 +440,8 @@ class Ensemble(Fitted):
     def predict(self, images: Tensor) -> Prediction:
         """Verdicts on pictures that are on the canvas; `verdicts` takes any.
 
+        Within somebody's autocast trunks keep to it; after a fit in bfloat16 they are in bfloat16.
+
         Shapes: (b, 3, H, W) RGB in [0, 1], H and W the canvas -> `Prediction`. Raises: ShapeError, NotFittedError.
         """
         expected = (3, *self.canvas)
@@ -446,7 +450,26 @@ class Ensemble(Fitted):
                 f"expected pictures on the canvas, (b, {', '.join(map(str, expected))}), got {tuple(images.shape)}; "
                 "`verdicts` takes pictures of any size"
             )
-        return self.predict_taps(self.eyes(images))
+        coarse = self.trunk_dtype == "bfloat16"
+        with trunk_precision(images.device, "bfloat16" if coarse else "float32"):
+            taps = self.eyes(images)
+        return self.predict_taps(taps)
+
+    def agreed(self, precision: Precision) -> Precision:
+        """The precision for trunks to judge with: ``auto`` is bfloat16 for an ensemble that was fitted in it.
+
+        Raises: ConfigError if one of fit and judgement would be in bfloat16. Its rounding moves pooled features by more
+        than what sets good parts apart (docs/decisions.md); float16 and float32 are near enough.
+        """
+        coarse = self.trunk_dtype == "bfloat16"
+        if self.trunk_dtype is None or precision == "auto":
+            return "bfloat16" if coarse else precision
+        if coarse != (precision == "bfloat16"):
+            raise ConfigError(
+                f"precision {precision}: the trunks had {self.trunk_dtype} in the fit, and bfloat16 beside another one "
+                "gives scores that mean nothing; leave it at auto, or train again with this precision"
+            )
+        return precision
 
     def verdicts(
         self, pictures: Iterable[Picture], batch_size: int = 8, precision: Precision = "auto"
@@ -458,7 +481,7 @@ class Ensemble(Fitted):
         """
         if batch_size < 1:
             raise ConfigError(f"batch_size: expected at least 1, got {batch_size}")
-        return verdicts(self, pictures, batch_size, precision)
+        return verdicts(self, pictures, batch_size, self.agreed(precision))
 
     def load_fitted(self, state: Mapping[str, Tensor]) -> None:
         """Take the fitted tensors of a saved ensemble of the same config.

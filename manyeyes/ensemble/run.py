@@ -69,7 +69,9 @@ def save_run(
     trunks = {
         trunk.key: {"weights": trunk.weights_source, "digest": trunk.weights_digest} for trunk in ensemble.eyes.each()
     }
-    details = {"environment": environment(device), "trunks": trunks, "metrics": metrics, "notes": ensemble.notes}
+    details: dict[str, Any] = {"environment": environment(device), "trunks": trunks, "metrics": metrics}
+    details["notes"] = ensemble.notes
+    details["trunk_dtype"] = ensemble.trunk_dtype
     details["declared"] = (declared or ensemble.config).fingerprint()
     tensors = {key: value for key, value in ensemble.state_dict().items() if not key.startswith("eyes.")}
     tensors |= learned_tensors(ensemble.trainable)
@@ -137,6 +139,7 @@ def load_run(folder: str | Path, device: torch.device | str = "cpu", pool: Trunk
             f"{folder}/{STATE}: does not fit its config ({' '.join(str(error).split())[:200]}); train again"
         ) from None
     ensemble.notes = list(details["notes"])
+    ensemble.trunk_dtype = details.get("trunk_dtype")
     return ensemble.to(device)
 
 

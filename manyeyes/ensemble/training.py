@@ -19,7 +19,7 @@ from torch import Tensor
 from manyeyes.backbones import Eyes
 from manyeyes.config import read_yaml
 from manyeyes.data import Frame, ImageSet, Sample, hold_out
-from manyeyes.device import Precision, resolve_device, trunk_precision
+from manyeyes.device import Precision, resolve_device, trunk_dtype, trunk_precision
 from manyeyes.ensemble.choosing import Chosen, fit_and_choose
 from manyeyes.ensemble.config import EnsembleConfig
 from manyeyes.ensemble.ensemble import Ensemble
@@ -163,6 +163,7 @@ def fit_extracted(
         if not part:
             raise DataError(f"no readable picture is left to {purpose}; mend the files or give more good pictures")
     train, validation = (taps.subset(part) for part in rows)
+    ensemble.trunk_dtype = trunk_dtype(extraction.device, extraction.precision)
     if not isinstance(ensemble.config.fusion, AutoConfig):
         ensemble.fit(train, validation, labelled, progress, memory)
         return Fit(ensemble, len(train), len(validation))

@@ -296,6 +296,7 @@ def evaluate_run(
     progress = progress or Silent()
     where = resolve_device(device)
     ensemble = loaded(run, where, compiled, progress, alarm)
+    precision = ensemble.agreed(precision)
     frame = ensemble.config.frame.sized(ensemble.canvas)
     batches = ImageBatches(image_set.test, frame, batch_size, skip_bad=skip_bad)
     watch = Stopwatch(where, [], [])

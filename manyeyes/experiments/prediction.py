@@ -55,6 +55,7 @@ def predict_paths(
     where = resolve_device(device)
     samples = _without_own(paths_to_samples(paths), Path(out))
     ensemble = loaded(run, where, compiled, progress, alarm)
+    precision = ensemble.agreed(precision)
     judge = {
         "run": _digest(Path(run) / STATE),
         "threshold": float(ensemble.score_threshold_),

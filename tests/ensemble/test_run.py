@@ -24,6 +24,7 @@ from manyeyes.data import ImageBatches, ImageSet, read_image_set
 from manyeyes.ensemble import Ensemble, Prediction, load_run, save_run, train_run
 from manyeyes.ensemble.run import STATE, owned, read_header
 from manyeyes.errors import ConfigError, NotFittedError, RunError, WeightsError
+from manyeyes.experiments.evaluation import evaluate_run
 from manyeyes.fusion import GlobalPcaConfig, StackingForestConfig, TailConfig
 
 CPU = torch.device("cpu")
@@ -226,6 +227,22 @@ def test_a_run_goes_where_it_is_sent(trained: Path) -> None:
     assert load_run(trained, "auto").score_threshold_.device.type == wanted
     with pytest.raises(ConfigError, match=r"device 'gpu': not usable here"):
         load_run(trained, "gpu")
+
+
+def test_bfloat16_is_for_fit_and_judgement_alike(parts: ImageSet, trained: Path, tmp_path: Path) -> None:
+    coarse = train_run(small_config(), parts, tmp_path / "run", device="cpu", precision="bfloat16")
+    loaded, fine = load_run(tmp_path / "run"), load_run(trained)
+    assert (coarse.trunk_dtype, loaded.trunk_dtype, fine.trunk_dtype) == ("bfloat16", "bfloat16", "float32")
+    assert (loaded.agreed("auto"), fine.agreed("auto"), fine.agreed("float16")) == ("bfloat16", "auto", "float16")
+    cases = ((loaded, tmp_path / "run", "float32"), (loaded, tmp_path / "run", "float16"), (fine, trained, "bfloat16"))
+    for ensemble, run, precision in cases:
+        with pytest.raises(ConfigError, match=rf"precision {precision}: the trunks had \w+ in the fit"):
+            ensemble.verdicts([parts.test[0].path], precision=precision)  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match="train again with this precision"):
+            evaluate_run(run, parts, device="cpu", precision=precision)  # type: ignore[arg-type]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = loaded.predict(test_pictures(parts.root)).score
+    torch.testing.assert_close(loaded.predict(test_pictures(parts.root)).score, expected)
 
 
 def test_a_run_that_may_not_be_read_is_not_said_to_be_missing(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
