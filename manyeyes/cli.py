@@ -12,7 +12,6 @@ import typer
 
 from manyeyes import __version__
 from manyeyes.errors import ConfigError, ManyeyesError, RunError
-from manyeyes.files import reason_of
 
 if TYPE_CHECKING:
     from manyeyes.experiments.study import Study
@@ -425,6 +424,8 @@ def main() -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT) or error.filename:
             raise
+        from manyeyes.files import reason_of
+
         _leave(f"the output cannot be written: {reason_of(error)}")
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":  # torch's

@@ -19,7 +19,7 @@ from typing import Any
 
 from manyeyes.errors import RunError
 
-LIBRARIES = (
+LIBRARIES = (  # what arithmetic depends on
     *("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "pillow", "FrEIA"),
     *("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless"),
 )
@@ -104,8 +104,19 @@ def _writing_into(path: Path) -> Iterator[Path]:
 
 
 @cache
+def library_versions() -> dict[str, str]:
+    """Versions of the installed ones of `LIBRARIES`; OpenCV's packages are several, one of which is there."""
+    found = {}
+    for name in LIBRARIES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+@cache
 def source_digest(*parts: str) -> str:
-    """16 hexadecimal digits of the SHA-256 of the package's sources in these files and folders, relative to it.
+    """16 hexadecimal digits of the SHA-256 of the package's sources in these files and folders, relative to it, and of
+    the versions of the libraries that they call.
 
     The package's version would not do for what is kept between runs: it stays the same while the code is being worked
     on, and changes where nothing that counts has changed.
@@ -114,23 +125,10 @@ def source_digest(*parts: str) -> str:
     sources: set[Path] = set()
     for part in parts:
         sources.update((root / part).rglob("*.py") if (root / part).is_dir() else [root / part])
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(repr(library_versions()).encode())
     for path in sorted(sources):
         digest.update(f"{path.relative_to(root).as_posix()}\n".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
-
-
-@cache
-def library_versions() -> str:
-    """Versions of the libraries that what is kept between runs was computed with, such as ``timm 1.0.12``.
-
-    OpenCV's packages are several, one of which is installed.
-    """
-    found = []
-    for name in LIBRARIES:
-        with suppress(PackageNotFoundError):
-            found.append(f"{name} {version(name)}")
-    return ", ".join(found)
 
 
 def write_text(path: str | Path, text: str) -> None:

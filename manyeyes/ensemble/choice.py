@@ -258,7 +258,7 @@ def choose(config: EnsembleConfig, evidence: Evidence) -> Choice:
     plain, origin = resolved(config, candidate, weights, entering)
     record = {
         "strategy": plain.fusion.kind,  # scores alone, where no head of the fused map counts
-        "weights": {name: round(weights[old], 3) for name, old in origin.items()},
+        "weights": {name: rounded(weights)[old] for name, old in origin.items()},
         "dropped": [name for name in by_head if name not in weights],
         "weak_members": sorted(evidence.weak),
         "made_defects": {group: list(evidence.groups).count(group) for group in GROUPS},

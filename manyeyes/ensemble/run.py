@@ -12,7 +12,6 @@ import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +29,10 @@ from manyeyes.ensemble.config import EnsembleConfig
 from manyeyes.ensemble.ensemble import Ensemble
 from manyeyes.ensemble.trunks import PREFIX, learned_tensors, restore_trunks
 from manyeyes.errors import ConfigError, NotFittedError, RunError, WeightsError
-from manyeyes.files import make_folder, write_json, write_text
+from manyeyes.files import library_versions, make_folder, write_json, write_text
 
 STATE = "state.safetensors"
 FORMAT = "1"
-PACKAGES = ("torch", "torchvision", "timm", "numpy", "scikit-learn", "opencv-python-headless")
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -48,7 +46,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "platform": platform.platform(),
         "device": str(device),
         "processor": processor,
-        **{name: version(name) for name in PACKAGES},
+        **library_versions(),
     }
 
 

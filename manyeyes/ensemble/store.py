@@ -27,7 +27,7 @@ from manyeyes.backbones import Eyes
 from manyeyes.data import Frame, ImageBatches, Sample
 from manyeyes.device import arithmetic, to_device
 from manyeyes.errors import DataError, RunError
-from manyeyes.files import library_versions, make_folder, read_json, require_space, reserve, source_digest, write_json
+from manyeyes.files import make_folder, read_json, require_space, reserve, source_digest, write_json
 from manyeyes.maps import all_finite
 
 Indices = NDArray[np.int64]
@@ -43,7 +43,7 @@ REOPEN = 32
 def samples_fingerprint(samples: Sequence[Sample], frame: Frame, skip_bad: bool) -> str:
     """16 hexadecimal digits that change when a picture, its size or date on disk, the order, the canvas, or the code or
     the libraries that look at them change."""
-    digest = hashlib.sha256(f"{frame.fingerprint()}{skip_bad}{source_digest(*LOOKING)}{library_versions()}".encode())
+    digest = hashlib.sha256(f"{frame.fingerprint()}{skip_bad}{source_digest(*LOOKING)}".encode())
     for sample in samples:
         try:
             status = sample.path.stat()

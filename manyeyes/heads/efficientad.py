@@ -79,7 +79,7 @@ class EfficientAdHead(PyramidHead):
     @torch.no_grad()
     def calibrate(self, pyramids: Iterable[Pyramid]) -> Self:
         """Take the quantiles of pictures that nothing was trained on."""
-        pixels = [thinned(batch[index] for batch in self._checked(pyramids)) for index in range(len(self.specs))]
+        pixels = self._thinned(pyramids)
         at = torch.tensor(self.config.quantiles, device=pixels[0].device)
         self.low_, self.high_ = torch.stack([torch.quantile(values[:, 0], at) for values in pixels], dim=1)
         return self
@@ -87,10 +87,9 @@ class EfficientAdHead(PyramidHead):
     @torch.no_grad()
     def left_out(self, pyramids: Iterable[Pyramid], members: Tensor) -> Tensor:
         scales = []
-        for index in range(len(self.specs)):
-            values, images = thinned(batch[index] for batch in self._checked(pyramids)).unbind(1)
-            values, order = values.sort()
-            groups = members.to(values.device)[images[order].long()]
+        for pixels in self._thinned(pyramids):
+            values, order = pixels[:, 0].sort()
+            groups = members.to(values.device)[pixels[order, 1].long()]
             others = (values[groups != group] for group in range(int(members.max()) + 1))
             scales.append(torch.stack([at_quantiles(part, self.config.quantiles) for part in others]))
         low, high = torch.stack(scales, dim=2).unbind(1)
@@ -100,6 +99,10 @@ class EfficientAdHead(PyramidHead):
             each = zip(low, high, strict=True)
             parts.append(torch.stack([scaled(maps, *limits).amax(dim=(1, 2)) for limits in each]))
         return torch.cat(parts, dim=1)
+
+    def _thinned(self, pyramids: Iterable[Pyramid]) -> list[Tensor]:
+        """See `thinned`, for each map."""
+        return [thinned(batch[index] for batch in self._checked(pyramids)) for index in range(len(self.specs))]
 
     def _checked(self, pyramids: Iterable[Pyramid]) -> Iterator[Pyramid]:
         seen = 0

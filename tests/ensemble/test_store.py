@@ -16,6 +16,7 @@ import torch
 from conftest import draw_parts, small_config, small_member, small_trunk
 from torch import Tensor
 
+from manyeyes import files
 from manyeyes.backbones import PatchCoreConfig
 from manyeyes.backbones.trunk import TimmTrunk
 from manyeyes.data import ImageBatches, ImageSet, Sample, read_image_set
@@ -202,10 +203,14 @@ def test_names_that_are_no_utf_8_are_names(root: Path, tmp_path: Path) -> None:
 
 def test_features_of_other_code_are_not_taken(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = store.samples_fingerprint(samples_of(root), FRAME, False)
-    for name, value in (("source_digest", "0123456789abcdef"), ("library_versions", "torch 1.0")):
-        with monkeypatch.context() as patch:
-            patch.setattr(store, name, lambda *parts, value=value: value)
-            assert store.samples_fingerprint(samples_of(root), FRAME, False) != before
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "source_digest", lambda *parts: "0123456789abcdef")
+        assert store.samples_fingerprint(samples_of(root), FRAME, False) != before
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "library_versions", lambda: {"torch": "1.0"})
+        files.source_digest.cache_clear()
+        assert store.samples_fingerprint(samples_of(root), FRAME, False) != before
+    files.source_digest.cache_clear()
     assert store.samples_fingerprint(samples_of(root), FRAME, False) == before
 
 
